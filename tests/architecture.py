@@ -1,0 +1,228 @@
+"""The design as data, and the rules that hold the code to it: who may know whom, and how large things may grow.
+
+Each rule goes from a module's name and source text to sentences about what breaks it; `test_architecture.py` runs
+them over the code, and over small sources that do break them.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+# A room imports from the floors above it in this list; inside a floor, left may not know right.
+# A room is a module of ww_opt, or a package with all that is in it.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    (
+        "spectral.findings",
+        "spectral.matrices",
+        "spectral.lora",
+        "spectral.state_dicts",
+        "spectral.checkpoints",
+        "spectral.weights",
+        "spectral.spectra",
+        "spectral.nulls",
+        "spectral.fits",
+        "layerwise",
+        "training",
+        "background",
+    ),
+    ("spectral.diagnostics", "space"),
+    ("spectral.scores", "spectral.compare", "records", "summary"),
+    ("objective", "pruner", "sampler", "tracking", "plots"),
+    ("study", "references", "workers", "closing", "terminal", "integrations", "report"),
+    ("cli",),
+)
+
+# Shop windows stand on no floor: they name what is to be had and load nothing until it is asked for.
+WINDOWS = ("ww_opt", "ww_opt.spectral")
+
+INSTRUMENT = ("ww_opt.spectral", "ww_opt.layerwise", "ww_opt.training")
+EVERYTHING = ("ww_opt", "objectives", "studies")
+
+
+@dataclass(frozen=True)
+class Never:
+    """What is in ``who``, but not in ``but``, never imports what is in ``what``; each name stands for all below it."""
+
+    who: tuple[str, ...]
+    what: tuple[str, ...]
+    because: str
+    but: tuple[str, ...] = ()
+
+
+NEVER = (
+    Never(INSTRUMENT, ("optuna", "mlflow"), "the instrument outlives the host"),
+    Never(
+        ("ww_opt.spectral",),
+        ("ww_opt.layerwise", "ww_opt.training"),
+        "what is measured must not know how it was trained",
+    ),
+    Never(("ww_opt.space",), ("ww_opt.spectral",), "where we search must not know how we judge"),
+    Never(EVERYTHING, ("mlflow",), "slow to import, written and never read back", ("ww_opt.tracking", "ww_opt.cli")),
+    Never(("ww_opt.records",), ("torch",), "records are read where no model is"),
+    Never(("ww_opt.pruner",), ("torch", "ww_opt.objective"), "it decides from the record alone"),
+    Never(("ww_opt.sampler",), ("ww_opt.objective", "ww_opt.spectral"), "it reads records, however they were made"),
+    Never(("ww_opt",), ("objectives", "studies"), "a library does not know its uses"),
+    Never(EVERYTHING, ("matplotlib",), "a worker draws nothing", ("ww_opt.plots", "ww_opt.report", "ww_opt.cli")),
+    Never(("objectives",), ("studies",), "what is trained must not know which question is asked of it"),
+    Never(EVERYTHING, ("tests", "benchmarks"), "what is tested must not know its tests"),
+)  # fmt: skip
+
+EMPTY_NAMES = {"base", "common", "constants", "helpers", "utils"}
+MAX_LINES = 300
+MAX_ARGUMENTS = 6
+MAX_METHODS = 8
+
+Rule = Callable[[str, str], Iterator[str]]
+
+
+def floor_faults(module: str, source: str) -> Iterator[str]:
+    """Floors hold for what is imported for its type alone, too: naming something is knowing it."""
+    own = _place(module)
+    if own is None:
+        yield f"{module} stands on no floor: add it to FLOORS in tests/architecture.py, as low as it can stand"
+        return
+    for item in imports(module, source):
+        if not _below(item.name, ("ww_opt",)) or item.name == "ww_opt.__version__":
+            continue
+        other = _place(item.name)
+        if other is None:
+            yield f"{module}:{item.line} imports {item.name}: import from the room itself, which must have a floor"
+        elif other > own:
+            yield (
+                f"{module}:{item.line} imports {item.name}, which stands above or to the right of it: "
+                "turn the arrow round, or move what both need further down"
+            )
+
+
+def window_faults(module: str, source: str) -> Iterator[str]:
+    """A shop window imports nothing of ours before it is asked."""
+    for item in imports(module, source):
+        if _below(item.name, ("ww_opt",)) and item.eager and not item.typing_only:
+            yield f"{module}:{item.line} imports {item.name} at once: load it in `__getattr__`, when it is asked for"
+
+
+def never_faults(module: str, source: str) -> Iterator[str]:
+    """What is imported for its type alone loads no other package, so only our own modules count then."""
+    rows = [row for row in NEVER if _below(module, row.who) and not _below(module, row.but)]
+    for item in imports(module, source):
+        if item.typing_only and not _below(item.name, EVERYTHING):
+            continue
+        for row in rows:
+            if _below(item.name, row.what):
+                yield f"{module}:{item.line} imports {item.name}, and never may: {row.because}"
+
+
+def name_faults(module: str, _source: str) -> Iterator[str]:
+    """No module is named after nothing."""
+    for part in module.split("."):
+        if part.strip("_") in EMPTY_NAMES:
+            yield f"{module}: {part!r} says nothing; name the module after what it holds"
+
+
+def length_faults(module: str, source: str) -> Iterator[str]:
+    """A file is short enough to be read at one go."""
+    n_lines = len(source.splitlines())
+    if n_lines > MAX_LINES:
+        yield f"{module} has {n_lines} lines, more than {MAX_LINES}: split it by what it knows"
+
+
+def method_faults(module: str, source: str) -> Iterator[str]:
+    """Properties and dunder methods do not count: those are fields, and what Python asks for."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            methods = sorted({item.name for item in node.body if isinstance(item, _FUNCTION) and _is_method(item)})
+            if len(methods) > MAX_METHODS:
+                yield f"{module}:{node.lineno} {node.name} has {len(methods)} methods, not {MAX_METHODS}: {methods}"
+
+
+def argument_faults(module: str, source: str) -> Iterator[str]:
+    """``self`` and ``cls`` do not count, nor do commands of the command line, whose arguments are its options."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, _FUNCTION):
+            continue
+        where = f"{module}:{node.lineno} {node.name}"
+        spec = node.args
+        stars = [star for star in (spec.vararg, spec.kwarg) if star is not None]
+        arguments = [*spec.posonlyargs, *spec.args, *spec.kwonlyargs, *stars]
+        if arguments and arguments[0].arg in ("self", "cls"):
+            arguments = arguments[1:]
+        bare = [argument.arg for argument in arguments if argument.annotation is None]
+        if bare:
+            yield f"{where}: no type is given for {bare}"
+        if len(arguments) > MAX_ARGUMENTS and not _is_command(node):
+            yield f"{where} takes {len(arguments)} arguments, not {MAX_ARGUMENTS}: what travels together is one value"
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name. ``typing_only``: under ``if TYPE_CHECKING``. ``eager``: runs when the module is imported."""
+
+    name: str
+    line: int
+    typing_only: bool
+    eager: bool
+
+
+def imports(module: str, source: str) -> list[Import]:
+    """List everything the source imports, inside functions and by ``import_module("literal")`` too."""
+    package = module if module in WINDOWS else module.rpartition(".")[0]
+    found: list[Import] = []
+
+    def visit(node: ast.AST, typing_only: bool, eager: bool) -> None:
+        line = getattr(node, "lineno", 0)
+        found.extend(Import(name, line, typing_only, eager) for name in _imported(node, package))
+        guarded = node.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) else []
+        for child in ast.iter_child_nodes(node):
+            visit(child, typing_only or child in guarded, eager and not isinstance(node, _FUNCTION))
+
+    visit(ast.parse(source), False, True)
+    return found
+
+
+def _imported(node: ast.AST, package: str) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        home = _absolute("." * node.level + (node.module or ""), package)
+        return [f"{home}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+        literals = [item.value for item in node.args[:1] if isinstance(item, ast.Constant)]
+        return [_absolute(literal, package) for literal in literals if isinstance(literal, str)]
+    return []
+
+
+def _absolute(name: str, package: str) -> str:
+    level = len(name) - len(name.lstrip("."))
+    if level == 0:
+        return name
+    parts = package.split(".")
+    return ".".join([*parts[: len(parts) - level + 1], *filter(None, [name[level:]])])
+
+
+def _below(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def _place(name: str) -> tuple[int, int] | None:
+    """Floor and position of the room that a module, or a name in it, belongs to; ``None``: it has no floor."""
+    for floor, rooms in enumerate(FLOORS):
+        for position, room in enumerate(rooms):
+            if _below(name, (f"ww_opt.{room}",)):
+                return floor, position
+    return None
+
+
+_FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _is_method(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    decorators = " ".join(ast.unparse(item) for item in function.decorator_list)
+    is_dunder = function.name.startswith("__") and function.name.endswith("__")
+    return not is_dunder and "property" not in decorators and ".setter" not in decorators
+
+
+def _is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    calls = [item.func if isinstance(item, ast.Call) else item for item in function.decorator_list]
+    return any(isinstance(call, ast.Attribute) and call.attr in ("command", "group") for call in calls)

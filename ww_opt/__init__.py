@@ -1,0 +1,54 @@
+"""Tune neural networks without a test set: spectra of the weights as an Optuna objective.
+
+Names are loaded on first use, so that ``import ww_opt`` costs nothing and ``ww-opt --help`` answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ww_opt.layerwise import LayerSettings as LayerSettings
+    from ww_opt.layerwise import add_dropout as add_dropout
+    from ww_opt.layerwise import by_block as by_block
+    from ww_opt.layerwise import by_layer as by_layer
+    from ww_opt.layerwise import tied as tied
+    from ww_opt.objective import SpectralObjective as SpectralObjective
+    from ww_opt.objective import report as report
+    from ww_opt.pruner import SpectralPruner as SpectralPruner
+    from ww_opt.space import LayerwiseSpace as LayerwiseSpace
+    from ww_opt.spectral.scores import SCORES as SCORES
+    from ww_opt.spectral.scores import score as score
+    from ww_opt.study import Study as Study
+    from ww_opt.training import Task as Task
+
+__version__ = "0.1.0.dev0"
+
+_HOME = {
+    "LayerSettings": "layerwise",
+    "LayerwiseSpace": "space",
+    "SCORES": "spectral.scores",
+    "SpectralObjective": "objective",
+    "SpectralPruner": "pruner",
+    "Study": "study",
+    "Task": "training",
+    "add_dropout": "layerwise",
+    "by_block": "layerwise",
+    "by_layer": "layerwise",
+    "report": "objective",
+    "score": "spectral.scores",
+    "tied": "layerwise",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {sorted(__all__)}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

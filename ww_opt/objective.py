@@ -1,0 +1,172 @@
+"""Suggest, train, diagnose, score, report: one trial."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import optuna
+import torch
+from torch import nn
+
+from ww_opt import records
+from ww_opt.layerwise import apply_dropout, parameter_groups
+from ww_opt.space import LayerwiseSpace
+from ww_opt.spectral.diagnostics import diagnose
+from ww_opt.spectral.scores import Direction, Score, named_score
+from ww_opt.spectral.scores import score as score_of
+from ww_opt.training import Checkpoint, Task, train
+
+__all__ = ["SpectralObjective", "report"]
+
+
+def report(
+    trial: optuna.Trial,
+    model: nn.Module,
+    step: int,
+    *,
+    train_loss: float | None = None,
+    n_steps: int = 0,
+    score: str | Score = "default",
+) -> float:
+    """Diagnose a model in training, remember what was seen, report the score, and stop the trial when told to.
+
+    Args:
+        trial: the running trial. Optuna's own pruners and :class:`ww_opt.SpectralPruner` work alike.
+        model: only read.
+        step: steps or epochs done; one report a step.
+        train_loss: training loss so far. Not finite: the trial is pruned at once. Guarded scores use it.
+        n_steps: length of the run, in the unit of ``step``; lets pruners know where half of the run is.
+        score: a key of ``SCORES``, or a ``Score``.
+
+    Returns:
+        The reported value.
+
+    Raises:
+        optuna.TrialPruned: the pruner says so, or the loss or a weight is not finite. The reason is recorded.
+        ValueError: the score is unknown, or no layer is wide enough to be judged.
+    """
+    if train_loss is not None and not math.isfinite(train_loss):
+        _prune(trial, f"the training loss became {train_loss} at step {step}: training diverged")
+    started = time.perf_counter()
+    diagnosis = diagnose(model)
+    chosen = named_score(score)
+    raw = score_of(diagnosis, chosen.unguarded())
+    first_loss = records.read(trial, "first_loss")
+    value = chosen(diagnosis, train_loss=train_loss, first_loss=first_loss) if chosen.is_guarded else raw
+    records.write_look(
+        trial,
+        records.Look(
+            step=step,
+            n_steps=n_steps,
+            value=value,
+            score=raw,
+            train_loss=math.nan if train_loss is None else float(train_loss),
+            seconds=time.perf_counter() - started,
+            layers=records.layer_records(diagnosis),
+        ),
+    )
+    if not math.isfinite(value):
+        broken = [row.name for row in diagnosis if row.M > 0 and not row.is_analysed]
+        _prune(trial, f"the weights of {broken} are not finite at step {step}: training diverged")
+    trial.report(value, step)
+    if trial.should_prune():
+        pruner = trial.study.pruner
+        explain = getattr(pruner, "explain", None)
+        frozen = trial.storage.get_trial(trial._trial_id)
+        _prune(trial, (explain(frozen) if explain else "") or f"{type(pruner).__name__} at step {step}")
+    return value
+
+
+def _prune(trial: optuna.Trial, reason: str) -> None:
+    records.write(trial, reason=reason)
+    raise optuna.TrialPruned(reason)
+
+
+@dataclass(frozen=True)
+class SpectralObjective:
+    """An Optuna objective without a test set: the value is the spectral score of the trained model.
+
+    Args:
+        task: what is trained.
+        space: what is searched, per layer.
+        n_steps: optimizer steps of a trial.
+        interval_steps: steps between looks; a tenth of the run by default. Each look diagnoses the model, remembers the
+            rows, reports the score and asks the pruner.
+        score: a key of ``SCORES``.
+        guard: add the training-loss guard of :func:`ww_opt.spectral.scores.guard` to the score.
+        seed: of the initial weights and the order of the data, the same for every trial, so that trials differ in their
+            settings alone.
+        on_trained: called with the trial and the model of every trial that ran to its end.
+    """
+
+    task: Task
+    space: LayerwiseSpace
+    n_steps: int
+    interval_steps: int | None = None
+    score: str = "default"
+    guard: bool = False
+    seed: int = 0
+    on_trained: Callable[[optuna.Trial, nn.Module], None] | None = None
+
+    def __post_init__(self) -> None:
+        named_score(self.score)
+        interval = self.interval
+        if not 1 <= interval <= self.n_steps:
+            raise ValueError(
+                f"`1 <= interval_steps <= n_steps` must hold, but got interval_steps={interval}, n_steps={self.n_steps}."
+            )
+
+    @property
+    def interval(self) -> int:
+        """Steps between looks."""
+        return max(self.n_steps // 10, 1) if self.interval_steps is None else self.interval_steps
+
+    @property
+    def direction(self) -> Direction:
+        """``minimize`` or ``maximize``: what ``optuna.create_study`` needs."""
+        return named_score(self.score).direction
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Run one trial.
+
+        Raises:
+            optuna.TrialPruned: see :func:`report`.
+        """
+        chosen = named_score(self.score)
+        value = math.nan
+        with _seeded(self.seed, self.task.device):
+            model = self.task.build_model()
+            settings = self.space.suggest(trial, model)
+            apply_dropout(model, settings, self.space.label)
+            groups = parameter_groups(model, settings, self.space.label)
+            records.write(trial, settings={label: asdict(own) for label, own in settings.items()})
+            for checkpoint in train(model, self.task, groups, n_steps=self.n_steps, interval_steps=self.interval):
+                value = self._look(trial, checkpoint, chosen.guarded() if self.guard else chosen)
+            if self.on_trained is not None:
+                self.on_trained(trial, model)
+        return value
+
+    def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, score: Score) -> float:
+        if records.read(trial, "first_loss") is None:
+            records.write(trial, first_loss=checkpoint.first_loss)
+        if not checkpoint.is_finite:
+            records.write(trial, steps=checkpoint.step)
+        # the running loss sees a divergence that the few batches of the clean loss may miss
+        loss = checkpoint.train_loss if checkpoint.is_finite else math.nan
+        return report(
+            trial, checkpoint.model, checkpoint.step, train_loss=loss, n_steps=checkpoint.n_steps, score=score
+        )
+
+
+@contextmanager
+def _seeded(seed: int, device: str | torch.device) -> Iterator[None]:
+    """Seed torch inside, and give the caller his random stream back."""
+    kind = torch.device(device).type
+    accelerators = [] if kind == "cpu" else [torch.device(device)]
+    with torch.random.fork_rng(devices=accelerators, device_type=kind if accelerators else "cuda"):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,135 @@
+"""What a trial remembers, as JSON in Optuna's storage.
+
+Every look at a running trial is one user attribute, ``ww_opt:look:<step>``; the pruner, MLflow and the closing
+report read these and nothing else, so a study survives a crash and workers on other machines see all of it.
+This module imports neither torch nor anything that does: records are read where no model is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+if TYPE_CHECKING:
+    from ww_opt.spectral.diagnostics import LayerDiagnostics
+
+__all__ = ["LayerRecord", "Look", "layer_records", "looks", "read", "reason", "write", "write_look"]
+
+_PREFIX = "ww_opt:"
+_LOOK = f"{_PREFIX}look:"
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer at one look: the columns of the diagnosis that others act on. NaN: not fitted."""
+
+    name: str
+    N: int
+    M: int
+    alpha: float
+    D: float
+    sigma: float
+    n_tail: int
+    spikes: int
+    n_eigenvalues: int
+    traps: int
+    rank_loss: int
+    stable_rank: float
+    spectral_norm: float
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a trial: where it stood, what it cost, and what every layer showed.
+
+    ``value`` is what was reported to Optuna. ``train_loss`` is NaN where none was given. ``n_steps`` is 0 where the
+    length of the run is not known. ``seconds`` is the cost of the diagnosis.
+    """
+
+    step: int
+    n_steps: int
+    value: float
+    score: float
+    train_loss: float = math.nan
+    seconds: float = 0.0
+    layers: tuple[LayerRecord, ...] = ()
+
+
+def layer_records(rows: Iterable[LayerDiagnostics]) -> tuple[LayerRecord, ...]:
+    """Reduce the rows of a diagnosis to what is remembered."""
+    names = [item.name for item in fields(LayerRecord) if item.name != "findings"]
+    return tuple(
+        LayerRecord(
+            **{name: getattr(row, name) for name in names}, findings=tuple(finding.name for finding in row.findings)
+        )
+        for row in rows
+    )
+
+
+def write(trial: optuna.Trial, /, **values: Any) -> None:
+    """Remember named JSON values with a trial; NaN and infinity become ``null``."""
+    for name, value in values.items():
+        trial.set_user_attr(_PREFIX + name, _to_json(value))
+
+
+def write_look(trial: optuna.Trial, look: Look) -> None:
+    """Remember one look; a second one at the same step replaces the first."""
+    trial.set_user_attr(f"{_LOOK}{look.step}", _to_json(asdict(look)))
+
+
+def read(trial: optuna.trial.FrozenTrial | optuna.Trial, name: str, default: Any = None) -> Any:
+    """Read back a value written by :func:`write`."""
+    return trial.user_attrs.get(_PREFIX + name, default)
+
+
+def reason(trial: optuna.trial.FrozenTrial | optuna.Trial) -> str:
+    """Why the trial was pruned or failed, in words; empty where it was neither."""
+    return str(read(trial, "reason", ""))
+
+
+def looks(trial: optuna.trial.FrozenTrial | optuna.Trial) -> tuple[Look, ...]:
+    """Read back all looks at a trial, by step."""
+    found = [_from_json(value) for key, value in trial.user_attrs.items() if key.startswith(_LOOK)]
+    return tuple(sorted(found, key=lambda look: look.step))
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)  # numpy's numbers are not JSON
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_to_json(item) for item in value]
+    return value
+
+
+def _from_json(value: Mapping[str, Any]) -> Look:
+    own = dict(value)
+    layer_values = own.pop("layers")
+    return Look(
+        **_floats(Look, own),
+        layers=tuple(
+            LayerRecord(**{**_floats(LayerRecord, layer), "findings": tuple(layer["findings"])})
+            for layer in layer_values
+        ),
+    )
+
+
+def _floats(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put NaN back where JSON has null; unknown keys of other versions are left out."""
+    known = {item.name: item.type for item in fields(kind)}
+    return {
+        name: math.nan if value is None and known[name] == "float" else value
+        for name, value in values.items()
+        if name in known
+    }

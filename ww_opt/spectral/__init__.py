@@ -1,0 +1,43 @@
+"""The instrument: weights in, numbers out. Knows nothing of trials; names are loaded on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ww_opt.spectral.diagnostics import Diagnosis as Diagnosis
+    from ww_opt.spectral.diagnostics import LayerDiagnostics as LayerDiagnostics
+    from ww_opt.spectral.diagnostics import diagnose as diagnose
+    from ww_opt.spectral.findings import Finding as Finding
+    from ww_opt.spectral.findings import Status as Status
+    from ww_opt.spectral.fits import PowerLawFit as PowerLawFit
+    from ww_opt.spectral.fits import fit_power_law as fit_power_law
+    from ww_opt.spectral.scores import SCORES as SCORES
+    from ww_opt.spectral.scores import Score as Score
+    from ww_opt.spectral.scores import score as score
+
+_HOME = {
+    "Diagnosis": "diagnostics",
+    "Finding": "findings",
+    "LayerDiagnostics": "diagnostics",
+    "PowerLawFit": "fits",
+    "SCORES": "scores",
+    "Score": "scores",
+    "Status": "findings",
+    "diagnose": "diagnostics",
+    "fit_power_law": "fits",
+    "score": "scores",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {sorted(__all__)}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,35 @@
+"""What can be said about a layer, in words. No torch here: records and pruners read the names."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["Finding", "Status"]
+
+
+class Finding(Enum):
+    """A sentence about a layer. The name is what records keep; the value is what people read."""
+
+    HEALTHY = "healthy"
+    UNDER_TRAINED = "under-trained: alpha above 6, the tail is too thin for a layer that has learnt"
+    OVER_TRAINED = "over-trained: alpha below 2 together with a trap or lost rank"
+    HEAVY_TAIL = "very heavy tail: alpha below 2; over-trained only if a second sign joins it"
+    RANDOM = "random: no eigenvalue beyond the edge of its null, as if it were untrained"
+    TRAP = "correlation trap: a few huge entries; clip gradients, regularise or lower the learning rate"
+    RANK_COLLAPSE = "rank collapse: directions have died; lower the weight decay or the learning rate"
+    NOT_FITTED = "not fitted"
+    TOO_SMALL = "too small to judge: under 32 wide, thresholds on alpha mean nothing"
+
+
+class Status(Enum):
+    """How a fit or an analysis ended. The value is the message, remedy included."""
+
+    SUCCESS = "success"
+    TOO_FEW = "not fitted: fewer than 8 non-zero eigenvalues; a tail needs more"
+    ALL_EQUAL = "not fitted: all eigenvalues are equal (identity, orthogonal), so there is no tail"
+    ALL_ZERO = "not fitted: the matrix is zero"
+    NON_FINITE = "not analysed: the weights contain NaN or infinity; training diverged or the file is damaged"
+    META = "not analysed: the weights are on the meta device and hold no numbers; load them first"
+    EMPTY = "not analysed: the weights have no entries"
+    VECTOR = "not analysed: one of its dimensions is 1, so it is a vector and has a single singular value"
+    NOT_NUMERIC = "not analysed: the weights are neither floating-point nor quantised numbers"

@@ -1,0 +1,204 @@
+"""Rows -> one number with a direction.
+
+A score looks at the *judged* layers: hidden weight matrices at least 32 wide. The last linear layer (the head) and
+embeddings are left out, since their spectra follow the number of classes and the frequencies of tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+
+from ww_opt.spectral.diagnostics import NARROW, Diagnosis, LayerDiagnostics, diagnose
+from ww_opt.spectral.weights import Source
+
+Direction = Literal["minimize", "maximize"]
+Rows = Sequence[LayerDiagnostics]
+
+__all__ = ["SCORES", "Score", "guard", "judged", "named_score", "score"]
+
+_NOT_HIDDEN = ("embedding", "lora")
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number made of a diagnosis, and which way is better.
+
+    NaN policy: layers whose weights are not finite make every score NaN; a layer without a fit is left out by the plain
+    scores and counts as not having learnt in the default one. A score over no layer at all is NaN.
+    """
+
+    name: str
+    direction: Direction
+    function: Callable[[Rows], float]
+    is_guarded: bool = False
+
+    def __call__(
+        self, diagnosis: Iterable[LayerDiagnostics], *, train_loss: float | None = None, first_loss: float | None = None
+    ) -> float:
+        """Return the score; a guarded one needs the training loss.
+
+        Args:
+            diagnosis: rows, as from :func:`ww_opt.spectral.diagnose`.
+            train_loss: mean training loss, in the loss's own unit; only used by guarded scores.
+            first_loss: the same before training, which is what chance gives; sets the guard's floor.
+
+        Raises:
+            ValueError: the score is guarded and ``train_loss`` is missing.
+        """
+        rows = tuple(diagnosis)
+        value = _NAN if any(_is_broken(row) for row in rows) else self.function(judged(rows))
+        if not self.is_guarded:
+            return value
+        if train_loss is None:
+            raise ValueError(f"Score {self.name!r} needs the training loss, but got None: pass `train_loss=`.")
+        penalty = guard(train_loss, first_loss)
+        return value + penalty if self.direction == "minimize" else value - penalty
+
+    def guarded(self) -> Score:
+        """Return the same score with the training-loss guard of :func:`guard`."""
+        return replace(self, is_guarded=True)
+
+    def unguarded(self) -> Score:
+        """Return the same score of the weights alone."""
+        return replace(self, is_guarded=False)
+
+
+def _is_broken(row: LayerDiagnostics) -> bool:
+    return row.M > 0 and not row.is_analysed
+
+
+def judged(rows: Iterable[LayerDiagnostics]) -> Rows:
+    """Return the rows that a score looks at; see the module's first lines."""
+    hidden = [row for row in rows if row.is_analysed and row.kind not in _NOT_HIDDEN]
+    if len(hidden) > 1 and hidden[-1].kind == "linear":
+        hidden = hidden[:-1]
+    return tuple(row for row in hidden if row.M >= NARROW)
+
+
+FLOOR = 0.05
+"""Share of the first loss under which a smaller training loss earns nothing: fitting the last examples is no merit."""
+
+
+def guard(train_loss: float, first_loss: float | None = None) -> float:
+    """Penalty for a high training loss: ``ln(max(train_loss, floor) / first_loss)``, 0 at chance, ``ln 0.05`` at best.
+
+    Without ``first_loss``, the loss of chance among ten classes, ``ln 10``, stands in. Infinite for a non-finite loss.
+    """
+    reference = first_loss if first_loss is not None and first_loss > 0 else math.log(10)
+    if not math.isfinite(train_loss):
+        return math.inf
+    return math.log(max(train_loss, FLOOR * reference) / reference)
+
+
+def _mean(rows: Rows, of: Callable[[LayerDiagnostics], float]) -> float:
+    values = [value for row in rows if not math.isnan(value := of(row))]
+    return float(np.mean(values)) if values else _NAN
+
+
+ALPHA_TARGET = 2.5
+"""Where a layer counts as trained: alphas of well-trained vision and MLP layers lie at 2 to 4."""
+SPIKE_TARGET = 0.1
+"""Share of eigenvalues beyond the null's edge that a well-trained layer shows."""
+WIDE = 128
+"""Width from which a layer counts in full; narrower ones are fitted less surely."""
+
+
+def _default(rows: Rows) -> float:
+    """Mean over layers of what is missing to a trained spectrum, plus traps and dead directions.
+
+    Each term lies in [0, 1] a layer. Where the fit can be trusted, alpha's excess over its target counts; where it
+    cannot, the share of spikes does.
+    """
+    if not rows:
+        return _NAN
+    weights = [min(row.M, WIDE) for row in rows]
+    return float(np.average([_missing(row) + _trap(row) + _dead(row) for row in rows], weights=weights))
+
+
+def _missing(row: LayerDiagnostics) -> float:
+    learnt = min(1.0, row.spikes / (SPIKE_TARGET * row.n_eigenvalues))
+    if math.isnan(row.alpha):
+        return 1.0 - learnt
+    trust = float(np.clip((0.12 - row.D) / 0.06, 0.0, 1.0)) * min(1.0, row.n_tail / 20) * (row.spikes >= 5)
+    excess = min(1.0, max(0.0, row.alpha - ALPHA_TARGET - row.sigma) / (6.0 - ALPHA_TARGET))
+    weight = 1.0 if row.traps else 0.25
+    over = weight * min(1.0, max(0.0, 2.0 - row.sigma - row.alpha) / 0.5)
+    return trust * (excess + over) + (1.0 - trust) * (1.0 - learnt)
+
+
+def _trap(row: LayerDiagnostics) -> float:
+    return min(1.0, math.log1p(row.traps) / math.log1p(0.05 * row.n_eigenvalues))
+
+
+def _dead(row: LayerDiagnostics) -> float:
+    lost = row.rank_loss / row.n_eigenvalues
+    shortfall = max(0.0, 1.0 - row.effective_rank / (0.25 * row.null_effective_rank))
+    return min(1.0, lost + shortfall)
+
+
+SCORES = MappingProxyType(
+    {
+        item.name: item
+        for item in (
+            Score("default", "minimize", _default),
+            Score("mean_alpha", "minimize", lambda rows: _mean(rows, lambda row: row.alpha)),
+            Score("alpha_distance", "minimize", lambda rows: _mean(rows, lambda row: abs(row.alpha - 2.0))),
+            Score("ks_distance", "minimize", lambda rows: _mean(rows, lambda row: row.D)),
+            Score("spike_share", "maximize", lambda rows: _mean(rows, lambda row: row.spikes / row.n_eigenvalues)),
+        )
+    }
+)
+"""All scores by name, each with its direction."""
+
+
+def named_score(name: str | Score) -> Score:
+    """Look up a score by name.
+
+    Raises:
+        ValueError: the name is unknown; the message lists all.
+    """
+    if isinstance(name, Score):
+        return name
+    if name not in SCORES:
+        raise ValueError(f"`score` must be one of {sorted(SCORES)}, but got {name!r}.")
+    return SCORES[name]
+
+
+def score(
+    model: Source | Diagnosis,
+    name: str | Score = "default",
+    *,
+    train_loss: float | None = None,
+    first_loss: float | None = None,
+) -> float:
+    """Score a model by its weights alone, or, with ``train_loss``, with the training-loss guard as well.
+
+    Args:
+        model: a module, a state dict, a checkpoint's path, or a diagnosis that was made already.
+        name: a key of ``SCORES``; its ``direction`` says which way is better.
+        train_loss: mean training loss. Given, the score is the guarded one.
+        first_loss: the same before training; see :func:`guard`.
+
+    Returns:
+        The score. NaN if a weight is not finite.
+
+    Raises:
+        ValueError: the name is unknown, or the model has no layer wide enough to be judged.
+    """
+    chosen = named_score(name)
+    diagnosis = model if isinstance(model, Diagnosis) else diagnose(model)
+    if not judged(diagnosis) and not any(_is_broken(row) for row in diagnosis):
+        raise ValueError(
+            f"A score needs a hidden weight matrix at least {NARROW} wide, but the widest of {len(diagnosis)} layers has "
+            f"{max(row.M for row in diagnosis)}: wider layers can be judged, these cannot."
+        )
+    if train_loss is not None and not chosen.is_guarded:
+        chosen = chosen.guarded()
+    return chosen(diagnosis, train_loss=train_loss, first_loss=first_loss)

@@ -1,0 +1,302 @@
+"""Model, state dict or checkpoint file -> named weight matrices: the only room that knows layer types."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from ww_opt.spectral.checkpoints import open_checkpoint
+from ww_opt.spectral.findings import Status
+from ww_opt.spectral.lora import Adapter, adapters_of, can_merge, merged_weight
+from ww_opt.spectral.matrices import LayerWeight, layer_name, memory_of, rows, unwrapped, version_of, wrapper_prefix
+from ww_opt.spectral.state_dicts import state_dict_in, state_rows
+
+Source: TypeAlias = "nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]"
+
+__all__ = ["LayerWeight", "Source", "named_weights"]
+
+# by class name along the method resolution order: torch's own, torch's quantised twins, Hugging Face's, subclasses
+_KINDS = {
+    "Linear": "linear",
+    "Bilinear": "bilinear",
+    "Embedding": "embedding",
+    "EmbeddingBag": "embedding",
+    "MultiheadAttention": "attention",
+    "LSTM": "lstm",
+    "LSTMCell": "lstm",
+    "GRU": "gru",
+    "GRUCell": "gru",
+    "RNN": "rnn",
+    "RNNCell": "rnn",
+    "Conv1D": "conv1d_hf",
+    **{f"Conv{transposed}{n}d": "conv" for n in (1, 2, 3) for transposed in ("", "Transpose")},
+}
+_N_DIMS = {"linear": (2,), "bilinear": (3,), "embedding": (2,), "conv1d_hf": (2,), "conv": (3, 4, 5)}
+
+
+def named_weights(source: Source) -> Iterator[LayerWeight]:
+    """List every weight of two or more dimensions, lazily and in module order: its matrices, or why there are none.
+
+    * Tied weights come once, at their first place; a note names the others.
+    * A parametrised or pruned weight (weight_norm, spectral_norm, ...) comes as the effective weight.
+    * A layer with LoRA gives its base weight, one product per adapter (``<name>.lora.<adapter>``) and the sum of them
+      (``<name>.merged``); the sum is left out for DoRA, where adapters are merged already, and in state dicts.
+    * Buffers are no weights; packed quantised weights are.
+
+    Reading changes nothing in the source and never runs a forward pass of the model. NaN and infinity are passed on.
+
+    Args:
+        source: a module; a mapping from names to tensors, or a checkpoint that holds one under ``state_dict``,
+            ``model`` or the like; or a path to a file of torch or safetensors, or to a folder of such shards.
+
+    Raises:
+        TypeError: the source is none of these.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint, or nothing in it, or in the model, has two or more dimensions (this
+            one is raised by the iterator).
+        ImportError: a safetensors file, and the package `safetensors` is not installed.
+    """
+    if isinstance(source, nn.Module):
+        return _at_least_one(_module_rows(source), f"the model {type(source).__name__}")
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        return _at_least_one(state_rows(open_checkpoint(path), is_transient=True), f"the checkpoint {path}")
+    if isinstance(source, Mapping):
+        return _at_least_one(state_rows(state_dict_in(source, "the mapping")), "the mapping")
+    raise TypeError(
+        f"Weights are read from a torch module, a state dict or a path, but got {type(source).__name__}: "
+        "pass the model itself, `model.state_dict()` or the file it was saved to."
+    )
+
+
+def _at_least_one(found: Iterator[LayerWeight], what: str) -> Iterator[LayerWeight]:
+    is_empty = True
+    for row in found:
+        is_empty = False
+        yield row
+    if is_empty:
+        raise ValueError(
+            f"A diagnosis needs at least one weight of 2 or more dimensions, but {what} has none: pass what holds "
+            "the layers, such as the whole model or its state dict."
+        )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A module in the model: its path, and the name that its weights are shown under."""
+
+    path: str
+    owner: str
+    module: nn.Module
+    index: int
+
+    def full(self, key: str) -> str:
+        return _join(self.path, key)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One weight, not read yet. ``tensor`` is the parameter itself where that is the weight."""
+
+    place: _Place
+    key: str
+    parameters: tuple[str, ...]
+    read: Callable[[], Tensor]
+    tensor: Tensor | None = None
+    kind: str = ""
+    note: str = ""
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def _module_rows(model: nn.Module) -> Iterator[LayerWeight]:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    prefix = wrapper_prefix(parameters)
+    names: dict[Hashable, list[str]] = {}
+    memories: dict[str, Hashable] = {}
+    for name, parameter in parameters.items():
+        if is_lazy(parameter) or parameter.ndim >= 2:
+            memories[name] = memory_of(parameter)
+            names.setdefault(memories[name], []).append(name)
+    seen: set[Hashable] = set()
+    for piece in _pieces(model):
+        if piece.tensor is not None:
+            memory = memories[piece.parameters[0]]
+            if memory in seen:
+                continue
+            seen.add(memory)
+            others = [name for name in names[memory] if name not in piece.parameters]
+            if others:
+                piece = replace(piece, note=f"tied with {', '.join(others)}")
+        yield from _piece_rows(piece, prefix)
+
+
+def _piece_rows(piece: _Piece, prefix: str) -> Iterator[LayerWeight]:
+    owner = unwrapped(piece.place.owner, prefix)
+    row = LayerWeight(
+        name=layer_name(owner, piece.key, "parameter"),
+        kind="parameter",
+        parameter="+".join(piece.parameters),
+        index=piece.place.index,
+        matrices=None,
+        status=Status.EMPTY,
+        note=piece.note,
+    )
+    if piece.tensor is not None and is_lazy(piece.tensor):
+        yield replace(row, note="not initialised yet: pass one batch through the model first")
+        return
+    try:
+        with torch.no_grad():
+            tensor = piece.read()
+    except Exception as error:  # foreign code: a parametrisation that fails must not cost the other layers
+        yield replace(row, status=Status.NOT_NUMERIC, note=f"{piece.note}; could not be computed: {error}")
+        return
+    module = piece.place.module
+    kind = piece.kind or _kind(module, piece.key, tensor)
+    name = layer_name(owner, piece.key, kind)
+    version = None if piece.tensor is None else version_of(piece.tensor)
+    groups = getattr(module, "groups", 1) if "conv" in kind else 1
+    yield from rows(replace(row, name=name, kind=kind, version=version), tensor, piece.key, groups)
+
+
+def _kind(module: nn.Module, key: str, weight: Tensor) -> str:
+    # a scripted module keeps the name of the class that it was made from
+    names = (getattr(module, "original_name", ""), *(cls.__name__ for cls in type(module).__mro__))
+    name = next((name for name in names if name in _KINDS), "")
+    kind = _KINDS.get(name, "parameter")
+    if kind in _N_DIMS and (key != "weight" or weight.ndim not in _N_DIMS[kind]):
+        return "parameter"
+    if kind != "conv":
+        return kind
+    groups = getattr(module, "groups", 1)
+    grouping = "" if groups == 1 else "depthwise_" if weight.shape[1] == 1 else "grouped_"
+    return f"{grouping}conv{'_transpose' if 'Transpose' in name else ''}{weight.ndim - 2}d"
+
+
+def _pieces(model: nn.Module) -> Iterator[_Piece]:
+    """All weights in module order, each parameter once by name; nothing is read yet."""
+    indices = {id(module): index for index, module in enumerate(model.modules())}
+    done: set[str] = set()
+    for path, module in model.named_modules():
+        place = _Place(path, path, module, indices[id(module)])
+        adapters = adapters_of(module)
+        found = list(_lora_pieces(place, adapters, indices) if adapters else _own_pieces(place))
+        # a module inside LoRA or a parametrisation has had its rows with the layer that it serves
+        fresh = [piece for piece in found if not done.issuperset(piece.parameters)]
+        for piece in found:
+            done.update(piece.parameters)
+        yield from fresh
+
+
+def _own_pieces(place: _Place) -> Iterator[_Piece]:
+    """The weights that a module holds itself: computed from others, packed, or plain parameters."""
+    computed = [*_parametrised(place), *_hooked(place)]
+    yield from computed
+    yield from _packed(place)
+    raw = {name for piece in computed for name in piece.parameters}
+    for key, parameter in place.module._parameters.items():
+        if parameter is None:
+            continue
+        is_matrix = key != "bias" if is_lazy(parameter) else parameter.ndim >= 2
+        if is_matrix and place.full(key) not in raw:
+            yield _Piece(place, key, (place.full(key),), parameter.detach, tensor=parameter)
+
+
+def _parametrised(place: _Place) -> Iterator[_Piece]:
+    """Weights under ``torch.nn.utils.parametrize``."""
+    if not is_parametrized(place.module):
+        return
+    for key, item in cast(nn.ModuleDict, place.module.parametrizations).items():
+        chain = cast(ParametrizationList, item)
+        names = _matrices(place, f"parametrizations.{key}.", chain.named_parameters())
+        note = "effective weight of " + ", ".join(type(step).__name__.strip("_") for step in chain)
+        if names:
+            yield _Piece(place, key, names, partial(_evaluate, chain), note=note)
+
+
+def _hooked(place: _Place) -> Iterator[_Piece]:
+    """Weights that a hook computes before each forward pass: old weight_norm and spectral_norm, pruning."""
+    read: Callable[[], Tensor]
+    for hook in place.module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            key, read = hook.name, partial(hook.compute_weight, place.module)
+        elif isinstance(hook, SpectralNorm):
+            key, read = hook.name, partial(hook.compute_weight, place.module, do_power_iteration=False)
+        elif isinstance(hook, BasePruningMethod):
+            key, read = hook._tensor_name, partial(hook.apply_mask, place.module)
+        else:
+            continue
+        own = {f"{key}_g", f"{key}_v", f"{key}_orig"}
+        raw = ((name, value) for name, value in place.module.named_parameters(recurse=False) if name in own)
+        names = _matrices(place, "", raw)
+        if names:
+            yield _Piece(place, key, names, read, note=f"effective weight of {type(hook).__name__}")
+
+
+def _packed(place: _Place) -> Iterator[_Piece]:
+    """Weights of torch's quantised modules, which are packed and no parameters."""
+    if not type(place.module).__module__.startswith("torch.ao.nn."):
+        return
+    weight, get_weight = getattr(place.module, "weight", None), getattr(place.module, "get_weight", None)
+    if callable(weight):
+        yield _Piece(place, "weight", (place.full("weight"),), weight)
+    elif callable(get_weight):
+        for key, tensor in get_weight().items():
+            yield _Piece(place, key, (place.full(key),), tensor.detach)
+
+
+def _lora_pieces(place: _Place, adapters: Mapping[str, Adapter], indices: Mapping[int, int]) -> Iterator[_Piece]:
+    """The base weight of a layer with LoRA, one product per adapter, and their sum."""
+    module = place.module
+    inner = getattr(module, "base_layer", None)
+    base = replace(place, path=place.full("base_layer"), module=inner, index=indices[id(inner)]) if inner else place
+    sides = {place.full(name) for adapter in adapters.values() for name in adapter.parameters}
+    own = [piece for piece in _own_pieces(base) if not sides.issuperset(piece.parameters)]
+    yield from own
+    for name, adapter in adapters.items():
+        shown = replace(place, owner=_join(place.owner, "lora", name))
+        names = tuple(place.full(key) for key in adapter.parameters)
+        yield _Piece(shown, "weight", names, adapter.product, kind="lora", note=adapter.note)
+    weight = next((piece for piece in own if piece.key == "weight"), None)
+    if weight is not None and can_merge(module):
+        shown = replace(base, owner=_join(place.owner, "merged"))
+        read = partial(merged_weight, module, weight.read, tuple(adapters.values()))
+        note = "base weight and LoRA: " + ", ".join(adapters)
+        yield _Piece(shown, "weight", (*weight.parameters, *sorted(sides)), read, note=note)
+
+
+def _matrices(place: _Place, prefix: str, parameters: Iterable[tuple[str, nn.Parameter]]) -> tuple[str, ...]:
+    return tuple(place.full(prefix + name) for name, parameter in parameters if parameter.ndim >= 2)
+
+
+def _evaluate(chain: ParametrizationList) -> Tensor:
+    # the list itself, not the module's attribute: that one would fill the cache of `parametrize.cached()`
+    with _evaluating(chain):
+        return cast(Tensor, chain())
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a moment: in training mode spectral_norm moves its buffers whenever it is read."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
