@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +29,7 @@ _LENGTH = 32
 _N_BLOCKS = 2
 _N_HEADS = 4
 _TEST_SHARE = 0.1
+_MIN_CHARACTERS = 10_000
 
 
 def make_task(
@@ -53,46 +53,54 @@ def make_task(
 
     Raises:
         OSError: ``text`` cannot be read.
-        ValueError: an option is out of range, or the text is too short to split.
+        ValueError: an option is out of range, or the text is too short.
     """
     check_at_least("width", width, _N_HEADS)
     if width % _N_HEADS:
         raise ValueError(f"`width` must be a multiple of {_N_HEADS}, the attention heads, but got width={width}.")
     regime = Regime(label_noise, n_train, batch_size=32, seed=seed)
     path = None if text is None else Path(text)
-    n_characters = len(set(_read(path)))
-    source = Source("characters", partial(_load, path), len(_load(path)[0]), n_characters)
+    head, tail = _parts(path)
+    n_characters = len(set(head + tail))
+    source = Source("characters", partial(_load, path), len(_stretches(head)), n_characters)
     return classification_task(source, partial(_Transformer, n_characters, width), regime, optimizer)
 
 
 @cache
-def _read(path: Path | None) -> str:
-    """Return the text; a paragraph that occurs again is left out, lest the sealed tail repeat what was trained on."""
+def _parts(path: Path | None) -> tuple[str, str]:
     if path is None:
         from pydoc_data.topics import topics
 
         text = "\n\n".join(topics[name] for name in sorted(topics))
     else:
         text = path.read_text(encoding="utf-8")
-    return "\n\n".join(dict.fromkeys(paragraph.strip("\n") for paragraph in text.split("\n\n")))
+    if len(text) < _MIN_CHARACTERS:
+        raise ValueError(f"`text` must have at least {_MIN_CHARACTERS} characters, but {path} has {len(text)}.")
+    n_test = int(_TEST_SHARE * len(text))
+    return text[:-n_test], text[-n_test:]
 
 
 @cache
 def _load(path: Path | None) -> tuple[Examples, Examples]:
-    text = _read(path)
-    n_test = int(_TEST_SHARE * len(text))
-    if n_test <= _LENGTH:
-        least = math.ceil((_LENGTH + 1) / _TEST_SHARE)
-        raise ValueError(f"`text` must have at least {least} characters, but {path} has {len(text)}.")
-    number = {character: index for index, character in enumerate(sorted(set(text)))}
-    numbers = torch.tensor([number[character] for character in text])
-    return _stretches(numbers[:-n_test]), _stretches(numbers[-n_test:])
+    head, tail = _parts(path)
+    # manuals repeat themselves: what the training part says word for word is no test
+    sealed = [stretch for stretch in _stretches(tail) if stretch[:-1] not in head]
+    if not sealed:
+        raise ValueError(f"The last tenth of `text` must say something new, but that of {path} repeats the rest.")
+    numbers = {character: number for number, character in enumerate(sorted(set(head + tail)))}
+    return _examples(_stretches(head), numbers), _examples(sealed, numbers)
 
 
-def _stretches(numbers: torch.Tensor) -> Examples:
-    """Cut into stretches that do not overlap, x [n, 32], and the character that follows each position, y [n, 32]."""
-    n = (len(numbers) - 1) // _LENGTH
-    return Examples(numbers[: n * _LENGTH].view(n, _LENGTH), numbers[1 : n * _LENGTH + 1].view(n, _LENGTH))
+def _stretches(text: str) -> list[str]:
+    """Cut into stretches of 32 characters and the one behind them; the 32 differ from stretch to stretch."""
+    found = (text[start : start + _LENGTH + 1] for start in range(0, len(text) - _LENGTH, _LENGTH))
+    return list({stretch[:-1]: stretch for stretch in found}.values())
+
+
+def _examples(stretches: list[str], numbers: dict[str, int]) -> Examples:
+    """Return characters x [n, 32], and the character that follows each of them, y [n, 32]."""
+    rows = torch.tensor([[numbers[character] for character in stretch] for stretch in stretches])
+    return Examples(rows[:, :-1], rows[:, 1:])
 
 
 class _Transformer(nn.Module):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "spectral.findings",
+        "spectral.rows",
         "spectral.matrices",
         "spectral.lora",
         "spectral.state_dicts",
@@ -23,11 +24,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "spectral.spectra",
         "spectral.nulls",
         "spectral.fits",
+        "spectral.weightwatcher",
         "layerwise",
         "training",
         "background",
     ),
-    ("spectral.diagnostics", "space"),
+    ("spectral.measure", "spectral.diagnostics", "space"),
     ("spectral.scores", "spectral.compare", "records", "summary"),
     ("objective", "pruner", "sampler", "tracking", "plots"),
     ("study", "references", "workers", "closing", "terminal", "integrations", "report"),

@@ -5,6 +5,8 @@ import io
 import json
 import math
 import re
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import optuna
 import pytest
@@ -112,6 +114,17 @@ def test_the_best_is_complete_and_feasible(direction: str, number: int) -> None:
     assert best.number == study.best_trial.number == number
 
 
+def test_the_best_value_at_the_end_of_a_trial_does_not_know_the_future() -> None:
+    start = datetime(2030, 1, 1)
+    study = optuna.create_study()
+    for number, (minutes, value) in enumerate([(3, 2.0), (2, 4.0), (1, None), (4, 1.0)]):
+        trial = optuna.create_trial(value=value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
+        trial.number, trial.datetime_complete = number, start + timedelta(minutes=minutes)
+        study.add_trial(trial)
+    values = [summary.best_value_at(study, study.trials, trial) for trial in study.trials]
+    assert values == pytest.approx([2.0, 4.0, math.nan, 1.0], nan_ok=True)
+
+
 def test_nothing_is_best_without_a_complete_trial_or_with_two_objectives() -> None:
     assert summary.best_of(optuna.create_study(), []) is None
     study = optuna.create_study(directions=["minimize", "maximize"])
@@ -119,7 +132,7 @@ def test_nothing_is_best_without_a_complete_trial_or_with_two_objectives() -> No
     assert summary.best_of(study, study.trials) is None
 
 
-def test_the_id_of_a_study_moves_with_it(tmp_path: object) -> None:
+def test_the_id_of_a_study_moves_with_it(tmp_path: Path) -> None:
     study = optuna.create_study(study_name="s")
     study.optimize(lambda trial: 1.0, n_trials=2)
     storage = f"sqlite:///{tmp_path}/s.db"

@@ -23,8 +23,8 @@ from ww_opt import __version__
 if TYPE_CHECKING:
     import optuna
 
-    from ww_opt.spectral.diagnostics import Diagnosis
-    from ww_opt.study import Study
+    from ww_opt.spectral.rows import Diagnosis
+    from ww_opt.study import Observer, Study
     from ww_opt.tracking import MLflowCallback
     from ww_opt.workers import Job
 
@@ -34,7 +34,7 @@ FAILED, BAD_INPUT, NOTHING_COMPLETED, INTERRUPTED = 1, 2, 3, 130
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="ww-opt")
 def cli() -> None:
-    """Tune neural networks without a test set.
+    r"""Tune neural networks without a test set.
 
     \b
     ww-opt run studies/digits.py      search a study's space, log to MLflow, show what was found
@@ -46,13 +46,19 @@ def cli() -> None:
 @click.argument("study_file", metavar="STUDY")
 @click.option("--n-trials", type=int, help="Trials in all, those of earlier runs included. Default: the study's own.")
 @click.option("--timeout", type=float, help="Seconds after which no new trial starts.")
-@click.option("--storage", help="Optuna storage: a database URL or a file NAME.journal. Default: sqlite in --directory.")
+@click.option(
+    "--storage", help="Optuna storage: a database URL or a file NAME.journal. Default: sqlite in --directory."
+)
 @click.option("--study-name", help="Name in the storage. An existing one is gone on with. Default: the study's own.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that share the trials.")
 @click.option("--seed", type=int, help="Seed of the sampler. Default: the study's own.")
-@click.option("--tracking-uri", help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else sqlite in --directory.")
+@click.option(
+    "--tracking-uri", help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else sqlite in --directory."
+)
 @click.option("--no-mlflow", is_flag=True, help="Log nothing to MLflow.")
-@click.option("--directory", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where files go.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where files go."
+)
 def run(study_file: str, **options: Any) -> None:
     """Run a study, or go on with it where it stopped.
 
@@ -104,13 +110,15 @@ def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: ML
 
     done = n_finished(host)
     if done:
-        click.echo(f"Study {study.name!r} has {done} of {study.n_trials} trials already; going on from there.", err=True)
+        click.echo(
+            f"Study {study.name!r} has {done} of {study.n_trials} trials already; going on from there.", err=True
+        )
         if tracker is not None:
             tracker.sync(host)
     n_pruned = sum(trial.state.name == "PRUNED" for trial in host.get_trials(deepcopy=False))
     line = "{desc}: {n_fmt}/{total_fmt} trials |{bar:20}| {elapsed}<{remaining} left{postfix}"
     with tqdm(total=max(study.n_trials, done), initial=done, desc=study.name, bar_format=line) as bar:
-        observers = [Progress(bar, n_pruned), *([tracker] if tracker is not None else [])]
+        observers: list[Observer] = [Progress(bar, n_pruned), *([tracker] if tracker is not None else [])]
         if n_workers > 1:
             run_workers(job, host, n_workers, observers)
         else:
@@ -155,7 +163,7 @@ def _is_ours(error: Exception) -> bool:
     return isinstance(error, ValueError | TypeError) and Path(last.filename).is_relative_to(Path(__file__).parent)
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
@@ -208,7 +216,9 @@ def _source(source: str) -> Any:
 
     factory = load(source)
     if not callable(factory):
-        raise BadReference(f"SOURCE must name a function that returns a model, but {source!r} is a {type(factory).__name__}.")
+        raise BadReference(
+            f"SOURCE must name a function that returns a model, but {source!r} is a {type(factory).__name__}."
+        )
     return factory()
 
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt import records
 from ww_opt.records import Look
-from ww_opt.study import Study, weights_file
+from ww_opt.study import INTERRUPTED, Study, weights_file
 
 __all__ = ["Closing", "TestAccuracy", "closing", "open_test_set"]
 
@@ -35,9 +35,11 @@ class TestAccuracy:
 
 @dataclass(frozen=True)
 class Closing:
-    """A study in numbers. ``pick`` is ``None`` where no trial completed.
+    """A study in numbers. ``pick`` is ``None`` where no trial completed; ``look`` is the last one at it.
 
-    ``saved`` is the share of training steps that pruning saved, of those that all trials would have run.
+    ``saved`` is the share of training steps that pruning saved, of those that completed and pruned trials would have
+    run. Trials that the user interrupted count nowhere. ``reasons`` are those of pruned and failed trials, with how
+    often each occurred, the most frequent first.
     """
 
     n_complete: int
@@ -46,14 +48,17 @@ class Closing:
     saved: float
     pick: FrozenTrial | None
     look: Look | None
+    reasons: tuple[tuple[str, int], ...] = ()
 
 
 def closing(study: Study, host: optuna.Study) -> Closing:
     """Sum up a study from its records."""
-    trials = [trial for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()]
+    finished = [trial for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()]
+    trials = [trial for trial in finished if records.reason(trial) != INTERRUPTED]
     of = {state: [trial for trial in trials if trial.state is state] for state in TrialState}
     ran = [_steps(trial, study.objective.n_steps) for trial in of[TrialState.COMPLETE] + of[TrialState.PRUNED]]
     pick = host.best_trial if of[TrialState.COMPLETE] else None
+    stopped = of[TrialState.PRUNED] + of[TrialState.FAIL]
     seen = records.looks(pick) if pick is not None else ()
     return Closing(
         n_complete=len(of[TrialState.COMPLETE]),
@@ -68,7 +73,7 @@ def closing(study: Study, host: optuna.Study) -> Closing:
 def _steps(trial: FrozenTrial, n_steps: int) -> int:
     if trial.state is TrialState.COMPLETE:
         return n_steps
-    # a diverged trial ends before its look is remembered, and notes its steps apart
+    # a loss that is not finite ends a trial without a look
     return int(records.read(trial, "steps", default=max((look.step for look in records.looks(trial)), default=0)))
 
 

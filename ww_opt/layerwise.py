@@ -10,13 +10,15 @@ a ``dict`` from label to :class:`LayerSettings`.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 Label = Callable[[str], str]
@@ -87,53 +89,47 @@ def by_block(depth: int = 1) -> Label:
 def layers(model: nn.Module) -> tuple[Layer, ...]:
     """List the trainable layers of ``model`` in the order in which its modules are registered.
 
-    Frozen parameters (``requires_grad=False``) belong to no layer. Shared parameters count once, where
-    they stand first. A dropout module belongs to the layer registered last before it; dropout that
-    :func:`add_dropout` put behind a container, to the last layer inside.
+    Frozen parameters (``requires_grad=False``) belong to no layer. Shared parameters count once, where they stand
+    first. Dropout that :func:`add_dropout` put behind a container belongs to the last layer inside.
+
+    Raises:
+        ValueError: a lazy parameter has no shape yet.
     """
     walk = _Walk()
     walk.visit("", model)
-    found = list(walk.found.items())
-    if found:
-        first = found[0][1]
-        first.followers[:0] = walk.early.followers
-        first.dropouts[:0] = walk.early.dropouts
+    for first in list(walk.found.values())[:1]:
+        for field, names in walk.early.items():
+            first[field][:0] = names
     return tuple(
-        Layer(name, tuple(members.weights), tuple(members.followers), tuple(members.dropouts))
-        for name, members in found
+        Layer(name, **{field: tuple(names) for field, names in members.items()}) for name, members in walk.found.items()
     )
 
 
-@dataclass
-class _Members:
-    weights: list[str] = field(default_factory=list)
-    followers: list[str] = field(default_factory=list)
-    dropouts: list[str] = field(default_factory=list)
-
-
 class _Walk:
-    """One pass over a model's modules; ``early`` collects what stands before the first layer."""
+    """One pass over a model's modules: names by layer and field; ``early`` is what stands before the first layer."""
 
     def __init__(self) -> None:
-        self.found: dict[str, _Members] = {}
-        self.early = self._current = _Members()
+        self.found: dict[str, defaultdict[str, list[str]]] = {}
+        self.early: defaultdict[str, list[str]] = defaultdict(list)
+        self._current = self.early
         self._seen: set[int] = set()
 
     def visit(self, name: str, module: nn.Module) -> None:
-        if self._is_new(module):
-            direct = [(key, tensor) for key, tensor in _own_parameters(name, module) if self._is_new(tensor)]
-            # matrices first: a bias registered before its weight still follows it
-            for key, _ in (pair for pair in direct if _is_weight(module, pair[1])):
-                self._current = self.found.setdefault(_owner(name, module, key), _Members())
-                self._current.weights.append(key)
-            self._current.followers.extend(key for key, tensor in direct if not _is_weight(module, tensor))
-            hooked = _dropout_hook(module) is not None
-            if _has_own_dropout(module) and not hooked:
-                self._current.dropouts.append(name)
-            for key, child in _children(module):
-                self.visit(_join(name, key), child)
-            if hooked:
-                self._current.dropouts.append(name)  # the hook acts behind everything inside
+        if not self._is_new(module):
+            return
+        direct = [(key, tensor) for key, tensor in _own_parameters(name, module) if self._is_new(tensor)]
+        # matrices first: a bias registered before its weight still follows it
+        for key, _ in (pair for pair in direct if _is_weight(module, pair[1])):
+            self._current = self.found.setdefault(_owner(name, module, key), defaultdict(list))
+            self._current["weights"].append(key)
+        self._current["followers"].extend(key for key, tensor in direct if not _is_weight(module, tensor))
+        hooked = _dropout_hook(module) is not None
+        if _has_own_dropout(module) and not hooked:
+            self._current["dropouts"].append(name)
+        for key, child in _children(module):
+            self.visit(_join(name, key), child)
+        if hooked:
+            self._current["dropouts"].append(name)  # the hook acts behind everything inside
 
     def _is_new(self, item: nn.Module | nn.Parameter) -> bool:
         new = id(item) not in self._seen
@@ -146,7 +142,12 @@ def _own_parameters(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Para
     sources = [(name, module.named_parameters(recurse=False))]
     if is_parametrized(module):
         sources.append((_join(name, _PARAMETRIZATIONS), module.get_submodule(_PARAMETRIZATIONS).named_parameters()))
-    return ((_join(prefix, key), tensor) for prefix, pairs in sources for key, tensor in pairs if tensor.requires_grad)
+    for prefix, pairs in sources:
+        for key, tensor in pairs:
+            if is_lazy(tensor):
+                raise ValueError(f"Lazy parameters have no shape: send a batch through {_join(prefix, key)!r} first.")
+            if tensor.requires_grad:
+                yield _join(prefix, key), tensor
 
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -196,9 +197,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Build optimizer parameter groups from per-label settings.
 
-    Each label gives a group named after it and, where it has biases or norm parameters, a second one
-    ``<label>:no_decay`` with the same learning rate and no weight decay. ``params`` holds (name, tensor)
-    pairs, so torch keeps ``param_names`` in the optimizer's state.
+    Each label gives a group named after it and, where it has biases or norm parameters, a second one,
+    ``<label>:no_decay``. ``params`` holds (name, tensor) pairs, so torch keeps ``param_names`` in its state.
 
     Raises:
         ValueError: labels of the model and keys of ``settings`` differ; the message shows both.
@@ -209,15 +209,11 @@ def parameter_groups(
             "Every label needs settings and every setting a label, but got "
             f"labels of the model: {sorted(groups)}; settings for: {sorted(settings)}."
         )
-    tensors = dict(model.named_parameters())
+    tensors = dict(model.named_parameters(remove_duplicate=False))
     result: list[dict[str, Any]] = []
     for name, members in groups.items():
         own = settings[name]
-        shared: dict[str, Any] = {}
-        if own.lr is not None:
-            shared["lr"] = own.lr
-        if own.momentum is not None:
-            shared["momentum"] = own.momentum
+        shared = {key: value for key in ("lr", "momentum") if (value := getattr(own, key)) is not None}
         decay = {} if own.weight_decay is None else {"weight_decay": own.weight_decay}
         weights = [(key, tensors[key]) for layer in members for key in layer.weights]
         followers = [(key, tensors[key]) for layer in members for key in layer.followers]

@@ -46,14 +46,15 @@ def report(
         The reported value.
 
     Raises:
-        optuna.TrialPruned: the pruner says so, or the loss or a weight is not finite. The reason is recorded.
+        optuna.TrialPruned: the pruner says so, or the loss, a weight or the score is not finite. The reason is
+            recorded.
         ValueError: the score is unknown, or no layer is wide enough to be judged.
     """
+    chosen = named_score(score)
     if train_loss is not None and not math.isfinite(train_loss):
-        _prune(trial, f"the training loss became {train_loss} at step {step}: training diverged")
+        raise _pruned(trial, step, f"the training loss became {train_loss} at step {step}: training diverged")
     started = time.perf_counter()
     diagnosis = diagnose(model)
-    chosen = named_score(score)
     raw = score_of(diagnosis, chosen.unguarded())
     first_loss = records.read(trial, "first_loss")
     value = chosen(diagnosis, train_loss=train_loss, first_loss=first_loss) if chosen.is_guarded else raw
@@ -71,19 +72,20 @@ def report(
     )
     if not math.isfinite(value):
         broken = [row.name for row in diagnosis if row.M > 0 and not row.is_analysed]
-        _prune(trial, f"the weights of {broken} are not finite at step {step}: training diverged")
+        what = f"the weights of {broken} are not finite" if broken else f"the score {chosen.name!r} is {value}"
+        raise _pruned(trial, step, f"{what} at step {step}")
     trial.report(value, step)
     if trial.should_prune():
         pruner = trial.study.pruner
-        explain = getattr(pruner, "explain", None)
-        frozen = trial.storage.get_trial(trial._trial_id)
-        _prune(trial, (explain(frozen) if explain else "") or f"{type(pruner).__name__} at step {step}")
+        explain = getattr(pruner, "explain", None)  # ours has one
+        reason = explain(trial.study.get_trials(deepcopy=False)[trial.number]) if explain else ""
+        raise _pruned(trial, step, reason or f"{type(pruner).__name__} at step {step}")
     return value
 
 
-def _prune(trial: optuna.Trial, reason: str) -> None:
-    records.write(trial, reason=reason)
-    raise optuna.TrialPruned(reason)
+def _pruned(trial: optuna.Trial, step: int, reason: str) -> optuna.TrialPruned:
+    records.write(trial, reason=reason, steps=step)
+    return optuna.TrialPruned(reason)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ class SpectralObjective:
         interval = self.interval
         if not 1 <= interval <= self.n_steps:
             raise ValueError(
-                f"`1 <= interval_steps <= n_steps` must hold, but got interval_steps={interval}, n_steps={self.n_steps}."
+                "`1 <= interval_steps <= n_steps` must hold, but got "
+                f"interval_steps={interval}, n_steps={self.n_steps}."
             )
 
     @property
@@ -153,10 +156,8 @@ class SpectralObjective:
     def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, score: Score) -> float:
         if records.read(trial, "first_loss") is None:
             records.write(trial, first_loss=checkpoint.first_loss)
-        if not checkpoint.is_finite:
-            records.write(trial, steps=checkpoint.step)
         # the running loss sees a divergence that the few batches of the clean loss may miss
-        loss = checkpoint.train_loss if checkpoint.is_finite else math.nan
+        loss = checkpoint.train_loss if math.isfinite(checkpoint.running_loss) else checkpoint.running_loss
         return report(
             trial, checkpoint.model, checkpoint.step, train_loss=loss, n_steps=checkpoint.n_steps, score=score
         )

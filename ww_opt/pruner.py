@@ -51,14 +51,15 @@ RULES: MappingProxyType[str, Rule] = MappingProxyType(
 class SpectralPruner(BasePruner):
     """Prune trials whose layers are broken or have learnt nothing.
 
-    Hard faults (weights or a score that are not finite) prune at once. The rules apply from ``n_warmup_steps`` on,
-    since spectra say little early in training: ``random`` (most layers show no eigenvalue beyond their null's edge),
-    ``traps`` (most layers have correlation traps) and ``rank_collapse`` (a layer lost its rank). Layers under 32 wide are
-    not asked. A trial without records (a user's own objective that never called ``ww_opt.report``) is left to
+    Hard faults (weights, a score or a reported value that are not finite) prune at once. The rules apply from
+    ``n_warmup_steps`` on, since spectra say little early in training: ``random`` (most layers show no eigenvalue beyond
+    their null's edge), ``traps`` (most layers have correlation traps) and ``rank_collapse`` (a layer lost its rank).
+    Layers under 32 wide are not asked. A trial without records (a user's own objective that never called ``ww_opt.report``) is left to
     ``wrapped_pruner``.
 
     Args:
-        wrapped_pruner: asked where no rule applies; any of Optuna's. ``None``: nothing else prunes.
+        wrapped_pruner: asked where no rule applies; any of Optuna's. ``None``: nothing else prunes. Samplers do not see
+            the brackets of a wrapped ``HyperbandPruner``.
         n_warmup_steps: first step at which the rules apply, in the unit of the reports. Default: half of the run; where
             the run's length was not reported, the rules then never apply.
         rules: names of ``RULES`` that apply.
@@ -77,27 +78,36 @@ class SpectralPruner(BasePruner):
         if n_warmup_steps is not None and n_warmup_steps < 0:
             raise ValueError(f"`n_warmup_steps >= 0` must hold, but got n_warmup_steps={n_warmup_steps}.")
         if not set(rules) <= set(RULES):
-            raise ValueError(f"`rules` must be among {sorted(RULES)}, but got {sorted(rules)}.")
+            raise ValueError(f"`rules` must be a list of names among {sorted(RULES)}, but got {rules!r}.")
         self._wrapped_pruner = wrapped_pruner
         self._n_warmup_steps = n_warmup_steps
         self._rules = tuple(rules)
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
-        """Say whether the trial should stop; NaN reports say so at once."""
-        if self.explain(trial):
+        """Say whether the trial should stop."""
+        if self._fault(trial):
             return True
         return self._wrapped_pruner is not None and self._wrapped_pruner.prune(study, trial)
 
     def explain(self, trial: optuna.trial.FrozenTrial) -> str:
-        """Return why the last look at the trial asks for pruning; empty where no rule of ours does."""
+        """Return in words why :meth:`prune` stopped the trial: what is wrong with it, or the wrapped pruner's name."""
+        by = "" if self._wrapped_pruner is None else f"{type(self._wrapped_pruner).__name__} at step {trial.last_step}"
+        return self._fault(trial) or by
+
+    def _fault(self, trial: optuna.trial.FrozenTrial) -> str:
+        """Return what is wrong with the trial at its last look; empty where nothing is."""
+        if trial.last_step is not None and not math.isfinite(trial.intermediate_values[trial.last_step]):
+            return f"the reported value is not finite at step {trial.last_step}"
         seen = looks(trial)
         if not seen:
             return ""
         last = seen[-1]
         where = f" at step {last.step}"
         broken = [layer.name for layer in last.layers if layer.M > 0 and layer.n_eigenvalues == 0]
-        if broken or math.isnan(last.value):
-            return f"weights or score not finite: {broken}{where}"
+        if broken:
+            return f"the weights of {broken} are not finite{where}"
+        if math.isnan(last.value):
+            return f"the score is not finite{where}"
         if not self._is_warm(last):
             return ""
         return next((found + where for name in self._rules if (found := RULES[name](last))), "")

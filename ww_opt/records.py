@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 if TYPE_CHECKING:
-    from ww_opt.spectral.diagnostics import LayerDiagnostics
+    from ww_opt.spectral.rows import LayerDiagnostics
 
 __all__ = ["LayerRecord", "Look", "layer_records", "looks", "read", "reason", "write", "write_look"]
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from ww_opt.study import Study
+
+T = TypeVar("T")
+_MODULE = re.compile(r"\w+(\.\w+)*")
 
 __all__ = ["BadReference", "load", "load_study"]
 
@@ -27,7 +34,8 @@ def load_study(reference: str) -> Study:
     found = load(reference, default="STUDY")
     if not isinstance(found, Study):
         raise BadReference(
-            f"A study must be a `ww_opt.Study`, but {reference!r} gives {type(found).__name__}: write `STUDY = Study(...)`."
+            f"A study must be a `ww_opt.Study`, but {reference!r} gives {type(found).__name__}: "
+            "write `STUDY = Study(...)`."
         )
     return found
 
@@ -42,42 +50,54 @@ def load(reference: str, *, default: str | None = None) -> Any:
     Raises:
         BadReference: no such file, module or name, or importing it failed.
     """
-    place, _, name = reference.partition(":")
+    place, colon, name = reference.rpartition(":")
+    if not colon or not name.isidentifier():  # the colon of a drive's letter names nothing
+        place, name = reference, ""
     if not (name or default):
         raise BadReference(f"A reference needs a name behind a colon, but got {reference!r}: write {reference}:NAME.")
-    module = _from_file(Path(place)) if place.endswith(".py") or "/" in place else _from_module(place)
+    is_file = place.endswith(".py") or Path(place).is_file() or not _MODULE.fullmatch(place)
+    module = _from_file(Path(place)) if is_file else _from_module(place)
     wanted = name or str(default)
     if not hasattr(module, wanted):
-        raise BadReference(f"{place} must define {wanted!r}, but it does not: define it, or name another as {place}:NAME.")
+        raise BadReference(
+            f"{place} must define {wanted!r}, but it does not: define it, or name another as {place}:NAME."
+        )
     return getattr(module, wanted)
 
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise BadReference(f"There must be a Python file at {str(path)!r}, but there is none.")
+        raise BadReference(f"There must be a Python file at {str(path)!r}, but there is none: check the path.")
     path = path.resolve()
     _add_to_path(_project(path), path.parent)
     spec = importlib.util.spec_from_file_location(f"_ww_opt_loaded_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise BadReference(f"A study must be a Python file, but got {str(path)!r}.")
+        raise BadReference(f"Python code must be in a file that ends in .py, but got {str(path)!r}.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    _import(lambda: spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
+    _import(partial(spec.loader.exec_module, module), str(path))
     return module
 
 
 def _from_module(name: str) -> ModuleType:
     _add_to_path(Path.cwd())
-    return _import(lambda: importlib.import_module(name), name)
+    return _import(partial(importlib.import_module, name), name)
 
 
-def _import(action: Any, what: str) -> Any:
+def _import(action: Callable[[], T], what: str) -> T:
     try:
         return action()
     except BadReference:
         raise
-    except Exception as error:
-        raise BadReference(f"Importing {what} failed with {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a script without a main guard may exit
+        raise BadReference(f"Importing {what} failed with {type(error).__name__}: {error}{_where(error)}") from error
+
+
+def _where(error: BaseException) -> str:
+    """The line that raised an error, unless it is in the import system or the error names its place itself."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    is_known = isinstance(error, SyntaxError) or last.filename.startswith("<frozen")
+    return "" if is_known else f" ({last.filename}, line {last.lineno})"
 
 
 def _project(path: Path) -> Path:

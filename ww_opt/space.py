@@ -50,7 +50,7 @@ class LayerwiseSpace:
     label: Label = by_layer
 
     def __post_init__(self) -> None:
-        if all(getattr(self, kind) is None for kind in _KINDS):
+        if all(getattr(self, kind) in (None, {}) for kind in _KINDS):
             raise ValueError(
                 "A space needs at least one setting, but got none: give lr, weight_decay, dropout or momentum."
             )
@@ -154,4 +154,5 @@ def _check(kind: str, choice: object) -> None:
         "momentum": (low >= 0 and high < 1, "in [0, 1)"),
     }[kind]
     if not ok or not math.isfinite(low) or not math.isfinite(high):
-        raise ValueError(f"`{kind}` must be {rule}, but got {low if low == high else (low, high)}.")
+        shown = (low, high) if isinstance(choice, BaseDistribution) else low
+        raise ValueError(f"`{kind}` must be {rule}, but got {shown}.")

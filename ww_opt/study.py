@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -24,7 +30,7 @@ from ww_opt.pruner import SpectralPruner
 
 Observer = Callable[[optuna.Study, FrozenTrial], None]
 
-__all__ = ["INTERRUPTED", "Observer", "Study", "n_finished", "open_study", "run", "weights_file"]
+__all__ = ["INTERRUPTED", "Observer", "Study", "is_bad_input", "n_finished", "open_study", "run", "weights_file"]
 
 INTERRUPTED = "interrupted by the user"
 """Reason of a trial that Ctrl-C ended: it uses up no budget and is done again."""
@@ -39,15 +45,18 @@ class Study:
     """One question: what is tried, how it is searched, and for how long.
 
     Args:
-        name: of the study in Optuna's storage and in MLflow.
+        name: of the study in Optuna's storage, in MLflow and of its folder.
         objective: what a trial does.
         n_trials: trials in all, resumed ones included.
         timeout: seconds after which no new trial starts, for one call of :func:`run`; ``None``: no limit.
         sampler: called with a seed; Optuna's TPE by default.
         pruner: any of Optuna's, or ours.
-        seed: of the sampler. It is joined with the number of trials already there, so that a resumed study does not draw
-            its first points again.
+        seed: of the sampler. It is joined with the number of trials already there, so that a resumed study does not
+            draw its first points again.
         keep_weights: ``all`` completed trials, or the ``best`` one alone, where models are large.
+
+    Raises:
+        ValueError: a number is out of range, or the name is no name of a folder.
     """
 
     name: str
@@ -57,9 +66,13 @@ class Study:
     sampler: Callable[[int], BaseSampler] = _tpe
     pruner: BasePruner = field(default_factory=SpectralPruner)
     seed: int = 0
-    keep_weights: str = "all"
+    keep_weights: Literal["all", "best"] = "all"
 
     def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or not set(self.name).isdisjoint("/\\\0"):
+            raise ValueError(f"The name of a study must be one of a folder, but got {self.name!r}: use letters and -.")
+        if self.seed < 0:
+            raise ValueError(f"`seed >= 0` must hold, but got seed={self.seed}.")
         if self.n_trials < 1:
             raise ValueError(f"`n_trials >= 1` must hold, but got n_trials={self.n_trials}.")
         if self.timeout is not None and not self.timeout > 0:
@@ -89,8 +102,8 @@ def open_study(study: Study, storage: str | BaseStorage | None = None, *, worker
     )
     if host.direction.name.lower() != study.objective.direction:
         raise ValueError(
-            f"Study {study.name!r} in the storage must {study.objective.direction} like its objective, but it was created "
-            f"to {host.direction.name.lower()}: choose another --study-name."
+            f"Study {study.name!r} in the storage must {study.objective.direction} like its objective, but it was "
+            f"created to {host.direction.name.lower()}: choose another --study-name."
         )
     entropy = np.random.SeedSequence([study.seed, len(host.get_trials(deepcopy=False)), worker])
     host.sampler = study.sampler(int(entropy.generate_state(1)[0]))
@@ -105,7 +118,9 @@ def _storage(storage: str | BaseStorage | None) -> str | BaseStorage | None:
 
 def n_finished(host: optuna.Study) -> int:
     """Count the trials that used up budget: all finished ones but those that the user interrupted."""
-    return sum(trial.state.is_finished() and records.reason(trial) != INTERRUPTED for trial in host.get_trials(deepcopy=False))
+    return sum(
+        trial.state.is_finished() and records.reason(trial) != INTERRUPTED for trial in host.get_trials(deepcopy=False)
+    )
 
 
 def weights_file(directory: Path, number: int) -> Path:
@@ -123,7 +138,8 @@ def run(
 ) -> None:
     """Run trials in this process until the study has ``n_trials`` or its time is up.
 
-    An interrupted trial is recorded as failed, and its settings come first when the study goes on.
+    Ctrl-C and SIGTERM end the trial at hand: it is recorded as failed, and its settings come first when the study goes
+    on. Between trials they wait until the books are closed.
 
     Args:
         study: what is run.
@@ -136,35 +152,82 @@ def run(
         KeyboardInterrupt: after everything was recorded.
         Exception: what the objective raised; the trial is recorded as failed with the reason.
     """
-    objective = _recorded(replace(study.objective, on_trained=_keeper(directory)))
-    deadline = math.inf if study.timeout is None else time.monotonic() + study.timeout
     may_start = may_start or (lambda: n_finished(host) < study.n_trials)
+    deadline = math.inf if study.timeout is None else time.monotonic() + study.timeout
     callbacks = [*observers, *([_only_best(directory)] if study.keep_weights == "best" else [])]
-    while time.monotonic() < deadline and may_start():
-        n_before = len(host.get_trials(deepcopy=False))
-        try:
+    with _Interruptions() as interruptions:
+        objective = _recorded(replace(study.objective, on_trained=_keeper(directory)), interruptions)
+        while not interruptions.is_due and time.monotonic() < deadline and may_start():
             host.optimize(objective, n_trials=1, callbacks=callbacks)
-        except KeyboardInterrupt:
-            for trial in host.get_trials(deepcopy=False)[n_before:]:
-                if records.reason(trial) == INTERRUPTED:
-                    host.enqueue_trial(trial.params)
-            raise
+    if interruptions.is_due:
+        raise KeyboardInterrupt
 
 
-def _recorded(objective: SpectralObjective) -> Callable[[optuna.Trial], float]:
+class _Interruptions(AbstractContextManager["_Interruptions"]):
+    """Ctrl-C and SIGTERM, once, as a KeyboardInterrupt inside a trial; elsewhere ``is_due`` says that there was one.
+
+    What comes after the first is ignored: a terminal and a scheduler may tell the same process twice. A signal that
+    was ignored already (``nohup``) still is. In a thread other than the main one, signals stay as they are.
+    """
+
+    def __init__(self) -> None:
+        self.is_due = False
+        self._may_raise = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interruptions:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def let_through(self, objective: Callable[[optuna.Trial], float], trial: optuna.Trial) -> float:
+        """Run a trial, and raise what comes meanwhile or came before."""
+        self._may_raise = True
+        try:
+            if self.is_due:
+                raise KeyboardInterrupt
+            return objective(trial)
+        finally:
+            self._may_raise = False
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        is_first, self.is_due = not self.is_due, True
+        if is_first and self._may_raise:
+            raise KeyboardInterrupt
+
+
+def _recorded(objective: SpectralObjective, interruptions: _Interruptions) -> Callable[[optuna.Trial], float]:
     """Let a trial remember why it failed: once it has, its record is closed."""
 
     def call(trial: optuna.Trial) -> float:
         try:
-            return objective(trial)
+            return interruptions.let_through(objective, trial)
         except optuna.TrialPruned:
             raise
-        except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            records.write(trial, reason=INTERRUPTED if interrupted else f"{type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            records.write(trial, reason=INTERRUPTED)
+            frozen = trial.study.get_trials(deepcopy=False)[trial.number]
+            # one that was done again itself may not have come to suggest all it was given
+            if params := frozen.system_attrs.get("fixed_params", {}) | frozen.params:
+                trial.study.enqueue_trial(params)
+            raise
+        except Exception as error:
+            records.write(trial, reason=f"{type(error).__name__}: {error}")
             raise
 
     return call
+
+
+def is_bad_input(error: Exception) -> bool:
+    """Whether a check of this package raised the error. What the user's own code raises deserves its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
 def _keeper(directory: Path) -> Callable[[optuna.Trial, nn.Module], None]:
@@ -179,7 +242,7 @@ def _keeper(directory: Path) -> Callable[[optuna.Trial, nn.Module], None]:
 
 
 def _only_best(directory: Path) -> Observer:
-    def clean(host: optuna.Study, trial: FrozenTrial) -> None:
+    def clean(host: optuna.Study, _: FrozenTrial) -> None:
         complete = [t.number for t in host.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE]
         for number in complete:
             if number != host.best_trial.number:

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from datetime import datetime
 from statistics import fmean
 from typing import Any
 
@@ -72,6 +73,16 @@ def best_of(study: optuna.Study, trials: Iterable[FrozenTrial]) -> FrozenTrial |
     feasible = [trial for trial in complete if all(value <= 0.0 for value in trial.constraints.values())]
     choose = max if study.direction is optuna.study.StudyDirection.MAXIMIZE else min
     return choose(feasible, key=lambda trial: trial.values[0], default=None)
+
+
+def best_value_at(study: optuna.Study, trials: Iterable[FrozenTrial], trial: FrozenTrial) -> float:
+    """Give the best value at the time when ``trial`` ended, however late one asks; NaN where there was no best."""
+
+    def end(one: FrozenTrial) -> tuple[datetime, int]:
+        return one.datetime_complete or datetime.max, one.number
+
+    best = best_of(study, [one for one in trials if end(one) <= end(trial)])
+    return math.nan if best is None else best.values[0]
 
 
 def clean_names(names: Iterable[str], max_length: int = 250) -> dict[str, str]:

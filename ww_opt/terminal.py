@@ -37,7 +37,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     limit = max(shutil.get_terminal_size((120, 24)).columns, 80)
 
     def line(row: Sequence[str]) -> str:
-        padded = [cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(row, widths, numeric, strict=True)]
+        padded = [
+            cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(row, widths, numeric, strict=True)
+        ]
         return "  ".join(padded).rstrip()[:limit]
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in cells)])
@@ -83,7 +85,7 @@ def closing_text(result: Closing, accuracy: TestAccuracy | None, settings: Mappi
     """Tell what a study found."""
     counts = f"{result.n_complete} trials completed, {result.n_pruned} pruned, {result.n_failed} failed"
     if result.pick is None or result.pick.value is None or result.look is None:
-        return f"\n{counts}. No trial completed, so there is nothing to pick: see the reasons in MLflow or widen the space."
+        return f"\n{counts}. No trial completed, so there is nothing to pick: look at the reasons, widen the space."
     loss = "" if math.isnan(result.look.train_loss) else f", training loss {number(result.look.train_loss)}"
     parts = [
         f"\nThe pick: trial {result.pick.number}, score {number(result.pick.value)}{loss}",

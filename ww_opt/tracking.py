@@ -27,9 +27,8 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial, TrialState
 
-from ww_opt import records
+from ww_opt import records, summary
 from ww_opt.background import Background
-from ww_opt.summary import best_of, clean_names, curves, layer_table, note, parameters, study_id, study_note
 
 __all__ = ["MLflowCallback"]
 
@@ -82,12 +81,10 @@ class MLflowCallback:
         self._background.submit(partial(self._write, study, [trial]))
 
     def sync(self, study: optuna.Study, timeout: float = 60.0) -> int:
-        """Write every finished trial that is not in MLflow yet; costs nothing when there is none.
+        """Write every finished trial that is not in MLflow yet, and return how many are unwritten after that.
 
-        Waits at most ``timeout`` seconds; the thread goes on after that. Where logging is suspended it is tried again.
-
-        Returns:
-            The number of finished trials still unwritten.
+        Costs nothing when there is none. Where logging is suspended it is tried again. Waits at most ``timeout``
+        seconds; the thread goes on after that.
         """
         return self._wait(study, [partial(self._catch_up, study)], timeout) if self._missing(study) else 0
 
@@ -103,7 +100,7 @@ class MLflowCallback:
         return len(self._missing(study))
 
     def _missing(self, study: optuna.Study) -> list[FrozenTrial]:
-        written = self._runs.written[study_id(study)]
+        written = self._runs.written[summary.study_id(study)]
         return [trial for trial in _finished(study) if trial.number not in written]
 
     def _catch_up(self, study: optuna.Study) -> None:
@@ -178,7 +175,7 @@ class _Runs:
         """Learn which trials MLflow already has."""
         for run in self._search(study):
             if "ww_opt.trial" in run.data.tags and run.info.status != "RUNNING":
-                self.written[study_id(study)].add(int(run.data.tags["ww_opt.trial"]))
+                self.written[summary.study_id(study)].add(int(run.data.tags["ww_opt.trial"]))
 
     @_quiet()
     def write(self, study: optuna.Study, trial: FrozenTrial) -> None:
@@ -194,7 +191,7 @@ class _Runs:
             self._fill(run.info.run_id, trial)
             self._update(parent, study, trial)
             self._client.set_terminated(run.info.run_id, _STATUS[trial.state], _milliseconds(trial.datetime_complete))
-        self.written[study_id(study)].add(trial.number)
+        self.written[summary.study_id(study)].add(trial.number)
 
     @_quiet()
     def end(self, study: optuna.Study) -> None:
@@ -204,7 +201,7 @@ class _Runs:
             self._client.set_terminated(self._parent(study), "FINISHED", max(ends))
 
     def _search(self, study: optuna.Study, tags: Mapping[str, str] | None = None) -> list[Run]:
-        wanted = {"ww_opt.study_id": study_id(study), **(tags or {})}
+        wanted = {"ww_opt.study_id": summary.study_id(study), **(tags or {})}
         query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in wanted.items())
         order = ["attributes.start_time", "attributes.run_id"]
         runs: list[Run] = []
@@ -216,7 +213,7 @@ class _Runs:
                 return runs
 
     def _parent(self, study: optuna.Study) -> str:
-        key, role = study_id(study), {"ww_opt.role": "study"}
+        key, role = summary.study_id(study), {"ww_opt.role": "study"}
         if key not in self._parents:
             run = next(iter(self._search(study, role)), None)
             if run is None:
@@ -227,31 +224,30 @@ class _Runs:
         return self._parents[key]
 
     def _fill(self, run_id: str, trial: FrozenTrial) -> None:
-        params, points = parameters(trial), curves(trial)
-        names, keys = clean_names(params), clean_names(name for name, _ in points)
+        params, points = summary.parameters(trial), summary.curves(trial)
+        names, keys = summary.clean_names(params), summary.clean_names(name for name, _ in points)
         moment = _milliseconds(trial.datetime_complete)
-        tags = {"mlflow.note.content": note(trial, _TAG_LENGTH), "ww_opt.reason": records.reason(trial)[:_TAG_LENGTH]}
+        text, reason = summary.note(trial, _TAG_LENGTH), records.reason(trial)[:_TAG_LENGTH]
+        tags = {"mlflow.note.content": text, "ww_opt.reason": reason}
         self._client.log_batch(
             run_id,
             [Metric(keys[name], value, moment, step) for (name, step), value in points.items()],
             [Param(names[name], str(value)[:_PARAM_LENGTH]) for name, value in params.items()],
             [RunTag(name, text) for name, text in tags.items() if text],
         )
-        table = layer_table(trial)
+        table = summary.layer_table(trial)
         if table.rows:
             self._client.log_text(run_id, table.to_json(), "layers.json")
             self._client.log_text(run_id, table.to_csv(), "layers.csv")
 
     def _update(self, parent: str, study: optuna.Study, trial: FrozenTrial) -> None:
         finished, moment = _finished(study), _milliseconds(trial.datetime_complete)
-        # the best when this trial ended, so that a late sync draws the same curve
-        then = best_of(study, [other for other in finished if _milliseconds(other.datetime_complete) <= moment])
-        value = math.nan if then is None else then.values[0]
+        value = summary.best_value_at(study, finished, trial)
         points = [Metric("best_value", value, moment, trial.number)] if math.isfinite(value) else []
-        best = best_of(study, finished)
-        text = study_note(study, finished, best)[:_TAG_LENGTH]
+        best = summary.best_of(study, finished)
+        text = summary.study_note(study, finished, best)[:_TAG_LENGTH]
         self._client.log_batch(parent, points, tags=[RunTag("mlflow.note.content", text)])
-        if best is not None and best.number != self._best.get(study_id(study)):
+        if best is not None and best.number != self._best.get(summary.study_id(study)):
             self._mark_best(parent, study, best.number)
 
     def _mark_best(self, parent: str, study: optuna.Study, number: int) -> None:
@@ -262,14 +258,15 @@ class _Runs:
             self._client.delete_tag(run.info.run_id, "ww_opt.best")
         run_id = str(found[0].info.run_id)
         self._client.set_tag(run_id, "ww_opt.best", "true")
-        tags = {"ww_opt.best_trial": str(number), "ww_opt.best_run_id": run_id}
-        self._client.log_batch(parent, tags=[RunTag(name, text) for name, text in tags.items()])
-        self._best[study_id(study)] = number
+        self._client.log_batch(
+            parent, tags=[RunTag("ww_opt.best_trial", str(number)), RunTag("ww_opt.best_run_id", run_id)]
+        )
+        self._best[summary.study_id(study)] = number
 
 
 def _tags(study: optuna.Study) -> dict[str, str]:
-    directions = ",".join(direction.name.lower() for direction in study.directions)
-    return {"ww_opt.study": study.study_name, "ww_opt.study_id": study_id(study), "ww_opt.direction": directions}
+    key, directions = summary.study_id(study), ",".join(direction.name.lower() for direction in study.directions)
+    return {"ww_opt.study": study.study_name, "ww_opt.study_id": key, "ww_opt.direction": directions}
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:

@@ -202,9 +202,7 @@ def _optimizer(task: Task, groups: Sequence[dict[str, Any]]) -> Optimizer:
 def _step(model: nn.Module, task: Task, optimizer: Optimizer, batch: Any) -> torch.Tensor:
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    loss = task.loss(model, batch)
-    if loss.ndim != 0:
-        raise ValueError(f"Task.loss must return a scalar, but got shape {tuple(loss.shape)}: take the batch's mean.")
+    loss = _loss(model, task, batch)
     loss.backward()  # type: ignore[no-untyped-call]
     if task.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), task.clip_norm)
@@ -225,8 +223,15 @@ def _endless(task: Task) -> Iterator[Any]:
 def _clean_loss(model: nn.Module, task: Task, batches: Sequence[Any]) -> float:
     model.eval()
     with torch.no_grad():
-        losses = [float(task.loss(model, batch)) for batch in batches]
+        losses = [float(_loss(model, task, batch)) for batch in batches]
     return sum(losses) / len(losses) if losses else math.nan
+
+
+def _loss(model: nn.Module, task: Task, batch: Any) -> torch.Tensor:
+    loss = task.loss(model, batch)
+    if loss.ndim != 0:
+        raise ValueError(f"Task.loss must return a scalar, but got shape {tuple(loss.shape)}: take the batch's mean.")
+    return loss
 
 
 def _random_state(task: Task) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.context import SpawnProcess
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +18,12 @@ import optuna
 import torch
 
 from ww_opt.references import load_study
-from ww_opt.study import Observer, Study, n_finished, open_study, run
+from ww_opt.study import Observer, Study, is_bad_input, n_finished, open_study, run
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
-__all__ = ["Job", "run_workers"]
+__all__ = ["Job", "WorkerFailed", "run_workers"]
 
 _POLL_SECONDS = 0.3
 
@@ -40,32 +42,60 @@ class Job:
         return replace(load_study(self.reference), **self.changes)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class _Failure:
+    message: str
+    is_bad_input: bool
+
+
+@dataclass(frozen=True)
+class _Team:
+    """What the workers share: trials left to start, and a queue for what went wrong."""
+
+    n_workers: int
+    left: Synchronized[int]
+    failures: SimpleQueue[_Failure]
+
+
+class WorkerFailed(RuntimeError):
+    """A worker's trial raised what is no fault of the input; the message is its traceback."""
+
+
 def run_workers(job: Job, host: optuna.Study, n_workers: int, observers: Sequence[Observer] = ()) -> None:
     """Run a study on ``n_workers`` processes that share its storage and its budget of trials.
 
+    When one of them fails, the others end with the trial at hand.
+
     Raises:
         KeyboardInterrupt: after all workers have recorded their trials and ended.
-        RuntimeError: a worker failed.
+        ValueError: the input is bad, as a worker found out.
+        WorkerFailed: something else went wrong in a worker.
     """
-    study = job.study()
     context = multiprocessing.get_context("spawn")
-    left = context.Value("i", max(study.n_trials - n_finished(host), 0))
+    left = context.Value("i", max(job.study().n_trials - n_finished(host), 0))
+    failures: SimpleQueue[_Failure] = context.SimpleQueue()
     seen = {trial.number for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()}
-    processes = [context.Process(target=_work, args=(job, worker, n_workers, left)) for worker in range(n_workers)]
-    for process in processes:
-        process.start()
+    team = _Team(n_workers, left, failures)
+    processes = [context.Process(target=_work, args=(job, worker, team)) for worker in range(n_workers)]
+    found: list[_Failure] = []
     try:
+        _start(processes)
         while any(process.is_alive() for process in processes):
             _show(host, seen, observers)
+            while not failures.empty():
+                found.append(failures.get())
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         _stop(processes)
         raise
     finally:
         _show(host, seen, observers)
-    failed = [process.exitcode for process in processes if process.exitcode]
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {n_workers} workers failed; their messages stand above.")
+    while not failures.empty():
+        found.append(failures.get())
+    if found:
+        raise ValueError(found[0].message) if found[0].is_bad_input else WorkerFailed(found[0].message)
+    if killed := [process.exitcode for process in processes if process.exitcode]:
+        raise WorkerFailed(f"{len(killed)} of {n_workers} workers died, with exit codes {killed} (-9: out of memory?).")
 
 
 def _show(host: optuna.Study, seen: set[int], observers: Sequence[Observer]) -> None:
@@ -76,27 +106,41 @@ def _show(host: optuna.Study, seen: set[int], observers: Sequence[Observer]) -> 
                 observer(host, trial)
 
 
+def _start(processes: Sequence[SpawnProcess]) -> None:
+    """Start processes that never see a terminal's Ctrl-C: the parent sees it, and tells them once."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for process in processes:
+            process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _stop(processes: Sequence[SpawnProcess]) -> None:
     for process in processes:
-        if process.is_alive() and process.pid is not None:
-            # a terminal has told them already; a scheduler told the parent alone
-            os.kill(process.pid, signal.SIGINT)
+        if process.is_alive():
+            process.terminate()
     for process in processes:
-        process.join()
+        if process.pid is not None:
+            process.join()
 
 
-def _work(job: Job, worker: int, n_workers: int, left: Synchronized[int]) -> None:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    torch.set_num_threads(max((os.cpu_count() or 1) // n_workers, 1))
-    study = job.study()
+def _work(job: Job, worker: int, team: _Team) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(max(min(torch.get_num_threads(), (os.cpu_count() or 1) // team.n_workers), 1))
 
     def may_start() -> bool:
-        with left.get_lock():
-            left.value -= 1
-            return left.value >= 0
+        with team.left.get_lock():
+            team.left.value -= 1
+            return team.left.value >= 0
 
     try:
+        study = job.study()
         run(study, open_study(study, job.storage, worker=worker), job.directory, may_start=may_start)
     except KeyboardInterrupt:
-        with left.get_lock():
-            left.value = 0
+        pass
+    except Exception as error:
+        with team.left.get_lock():
+            team.left.value = 0
+        is_ours = is_bad_input(error)
+        team.failures.put(_Failure(str(error) if is_ours else traceback.format_exc(), is_ours))

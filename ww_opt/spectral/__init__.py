@@ -4,21 +4,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ww_opt.spectral.diagnostics import Diagnosis as Diagnosis
-    from ww_opt.spectral.diagnostics import LayerDiagnostics as LayerDiagnostics
     from ww_opt.spectral.diagnostics import diagnose as diagnose
     from ww_opt.spectral.findings import Finding as Finding
     from ww_opt.spectral.findings import Status as Status
     from ww_opt.spectral.fits import PowerLawFit as PowerLawFit
     from ww_opt.spectral.fits import fit_power_law as fit_power_law
+    from ww_opt.spectral.rows import Diagnosis as Diagnosis
+    from ww_opt.spectral.rows import LayerDiagnostics as LayerDiagnostics
     from ww_opt.spectral.scores import SCORES as SCORES
     from ww_opt.spectral.scores import Score as Score
     from ww_opt.spectral.scores import score as score
 
 _HOME = {
-    "Diagnosis": "diagnostics",
+    "Diagnosis": "rows",
     "Finding": "findings",
-    "LayerDiagnostics": "diagnostics",
+    "LayerDiagnostics": "rows",
     "PowerLawFit": "fits",
     "SCORES": "scores",
     "Score": "scores",

@@ -156,7 +156,9 @@ def _distance_at(y: Array, alpha: Array, row: NDArray[np.intp], start: NDArray[n
     count = y.shape[1] - start
     place = ((np.arange(1, n_points + 1) / n_points) * (count[:, None] - 1)).astype(np.intp)
     gap = y[row[:, None], start[:, None] + place] - y[row, start][:, None]
-    return np.asarray(np.abs(1.0 - np.exp((1.0 - alpha[row, start])[:, None] * gap) - place / count[:, None]).max(axis=1))
+    return np.asarray(
+        np.abs(1.0 - np.exp((1.0 - alpha[row, start])[:, None] * gap) - place / count[:, None]).max(axis=1)
+    )
 
 
 def _improve(

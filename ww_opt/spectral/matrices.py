@@ -124,13 +124,13 @@ def version_of(tensor: Tensor) -> tuple[object, ...] | None:
     It holds the tensor by weak reference, for an ``id`` is given again to the next model's parameter. torch counts
     neither writes through ``.data`` nor those of ``fused=True`` optimizers: the sum of the entries sees these.
     """
-    is_counted = not (tensor.is_meta or tensor.is_inference() or is_lazy(tensor))
-    if not is_counted or tensor.layout != torch.strided or not tensor.is_floating_point():
+    if is_lazy(tensor) or tensor.is_meta or tensor.is_inference():
         return None
-    plain = tensor.detach()
+    if tensor.layout != torch.strided or not tensor.is_floating_point():
+        return None
     # a sum in half precision would overflow
-    total = float(plain.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)))
-    return (WeakIdRef(tensor), tensor._version, total, tuple(tensor.shape), str(tensor.device), str(tensor.dtype))
+    total = float(tensor.detach().sum(dtype=torch.float32 if tensor.itemsize < 4 else None))
+    return (WeakIdRef(tensor), tensor._version, total, tuple(tensor.shape), tensor.device, tensor.dtype)
 
 
 def wrapper_prefix(names: Iterable[str]) -> str:
@@ -159,8 +159,7 @@ def _cut(tensor: Tensor, kind: str, key: str, groups: int) -> list[_Part]:
         names = _GATES.get(kind, ())
     if names and tensor.shape[0] % len(names) == 0:
         return [
-            _Part(name, part.unsqueeze(0))
-            for name, part in zip(names, tensor.tensor_split(len(names)), strict=True)
+            _Part(name, part.unsqueeze(0)) for name, part in zip(names, tensor.tensor_split(len(names)), strict=True)
         ]
     if _CONVOLUTION.fullmatch(kind):
         return [_kernel(tensor, groups)]
@@ -173,6 +172,8 @@ def _kernel(weight: Tensor, groups: int) -> _Part:
 
     With one channel per group on one side the slices would be vectors: there the kernel positions are the columns.
     """
+    if groups == 1 and min(weight.shape[:2]) > 1:
+        return _Part("", weight.flatten(2).permute(2, 0, 1))
     first, second, positions = weight.shape[0] // groups, weight.shape[1], weight.shape[2:].numel()
     blocks = weight.reshape(groups, first, second, positions)
     if second == 1:

@@ -9,6 +9,7 @@ Unequal neuron norms and a shifted mean are therefore no spikes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,8 +19,19 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-__all__ = ["Null", "edge", "edge_of_profile", "huge_entry", "null_effective_rank", "null_of", "tracy_widom_cut"]
+__all__ = [
+    "Null",
+    "count_spikes",
+    "edge",
+    "edge_of_profile",
+    "huge_entry",
+    "null_effective_rank",
+    "null_of",
+    "tracy_widom_cut",
+]
 
+_BLOCK = 1 << 20
+"""Entries read at a time."""
 _GAUSSIAN_L1 = float(np.sqrt(2 / np.pi))
 _TW_CUT = 3.0
 """Tracy-Widom (beta = 1) quantile at about 0.998: the false alarm rate of one matrix."""
@@ -31,6 +43,7 @@ class Null:
 
     Attributes:
         edges: shape ``(k,)``; eigenvalues of a *centred* matrix above its edge are spikes.
+        means: shape ``(k,)``; mean entry of each matrix.
         shifted: whether the mean of the entries is large enough to make an eigenvalue of its own, so that spikes have
             to be counted on the centred matrices.
         traps: entries so large for their row and column that, wherever a permutation puts them, they make an
@@ -39,6 +52,7 @@ class Null:
     """
 
     edges: Array
+    means: Array
     shifted: bool
     traps: int
     largest_entry: float
@@ -102,23 +116,37 @@ def null_of(stack: torch.Tensor) -> Null:
     """Null of a layer's matrices, shape ``(k, N, M)``, floating point, on their own device.
 
     Row and column variances are those of the whole layer (a filter is one neuron), the overall variance is each
-    matrix's own.
+    matrix's own. The entries are read in blocks: memory does not grow with the layer.
     """
     k, N, M = stack.shape
-    mean = stack.mean(dim=(1, 2), keepdim=True)
-    centred = stack - mean
-    variance = centred.square().mean(dim=(1, 2))
-    if not bool((variance > 0).any()):
-        return Null(np.zeros(k), False, 0, 0.0)
-    size = centred.abs() / variance.sqrt().clamp_min(torch.finfo(stack.dtype).tiny)[:, None, None]
-    traps, largest = _traps(size)
-    squares = size.square_()
-    a = _shrunk(squares.mean(dim=(0, 2)).cpu().numpy().astype(np.float64), 2.0 / (k * M))
-    b = _shrunk(squares.mean(dim=(0, 1)).cpu().numpy().astype(np.float64), 2.0 / (k * N))
+    entries = _Entries(stack)
+    if not entries.variance.any():
+        return Null(np.zeros(k), entries.mean, False, 0, 0.0)
+    a = _shrunk(entries.row_squares, 2.0 / (k * M))
+    b = _shrunk(entries.column_squares, 2.0 / (k * N))
     flat = np.ptp(a) == 0 and np.ptp(b) == 0
     upper = edge(N, M, k) if flat else edge_of_profile(a, b, k)
-    shifted = bool((mean.flatten().square() * (N * M) ** 0.5 > 0.5 * variance).any())
-    return Null(upper * variance.cpu().numpy().astype(np.float64), shifted, traps, largest)
+    shifted = bool((entries.mean**2 * (N * M) ** 0.5 > 0.5 * entries.variance).any())
+    traps, largest = entries.traps()
+    return Null(upper * entries.variance, entries.mean, shifted, traps, largest)
+
+
+def count_spikes(eigenvalues: Array, null: Null, N: int) -> int:
+    """Count the eigenvalues of centred matrices, shape ``(k, M)``, beyond the null's edge.
+
+    What was learnt is no noise: the energy of the spikes found is taken out of the null's variance, and the lower edge
+    asked again, until no spike is new. Without it twenty signals hide all but the strongest.
+    """
+    M = eigenvalues.shape[1]
+    total = np.maximum(eigenvalues.sum(axis=1), np.finfo(np.float64).tiny)
+    edges, count = null.edges, np.zeros(len(eigenvalues), dtype=int)
+    while True:
+        above = eigenvalues > edges[:, None]
+        if (above.sum(axis=1) <= count).all():
+            return int(count.sum())
+        count = np.minimum(above.sum(axis=1), M - 1)
+        left = (1.0 - (eigenvalues * above).sum(axis=1) / total) * N * M / ((N - count) * (M - count))
+        edges = null.edges * np.minimum(left, 1.0)
 
 
 def _shrunk(variances: Array, noise: float) -> Array:
@@ -133,30 +161,77 @@ def _shrunk(variances: Array, noise: float) -> Array:
     return np.asarray(result / result.mean())
 
 
-def _traps(size: torch.Tensor) -> tuple[int, float]:
-    """Count huge entries in absolute entries ``size`` (shape ``(k, N, M)``); also return the largest, in sd.
+class _Entries:
+    """Statistics of a layer's entries, centred and scaled matrix by matrix, gathered block by block."""
 
-    An entry counts when it is huge for its row and column (a large neuron is no trap) and for the whole matrix (an entry
-    of a dead neuron is none). Scales are robust, so that the huge entry does not set its own standard.
-    """
-    k, N, M = size.shape
-    # L1 estimates of a variance have 2.28 / n of noise where L2 estimates have 2 / n
-    row = _shrunk(_robust(size, (0, 2)) ** 2, 2.28 / (k * M)) ** -0.5
-    column = _shrunk(_robust(size, (0, 1)) ** 2, 2.28 / (k * N)) ** -0.5
-    relative = size * torch.as_tensor(row, dtype=size.dtype, device=size.device)[:, None]
-    relative *= torch.as_tensor(column, dtype=size.dtype, device=size.device)
-    scales = [float(_robust(entries, (0, 1, 2))) / _GAUSSIAN_L1 for entries in (size, relative)]
-    if min(scales) == 0.0:
-        return 0, 0.0
-    entries = torch.minimum(size / scales[0], relative / scales[1])
-    return int((entries > huge_entry(N, M, k)).sum()), float(entries.max())
+    def __init__(self, stack: torch.Tensor) -> None:
+        self._stack = stack
+        k, N, M = stack.shape
+        self.mean = np.zeros(k)
+        for _, block in self._raw():
+            self.mean += block.sum(dim=(1, 2)).cpu().numpy() / (N * M)
+        squares = np.zeros((k, N))
+        columns = np.zeros((k, M))
+        absolute = np.zeros((k, N))
+        absolute_columns = np.zeros((k, M))
+        self._scale = np.ones(k)
+        for rows, block in self.blocks():
+            squares[:, rows] = block.square().sum(dim=2).cpu().numpy()
+            columns += block.square().sum(dim=1).cpu().numpy()
+            absolute[:, rows] = block.sum(dim=2).cpu().numpy()
+            absolute_columns += block.sum(dim=1).cpu().numpy()
+        self.variance = squares.sum(axis=1) / (N * M)
+        self._scale = 1.0 / np.sqrt(np.where(self.variance > 0, self.variance, 1.0))
+        self.row_squares = (squares * self._scale[:, None] ** 2).sum(axis=0) / (k * M)
+        self.column_squares = (columns * self._scale[:, None] ** 2).sum(axis=0) / (k * N)
+        self._row_mean = (absolute * self._scale[:, None]).sum(axis=0) / (k * M)
+        self._column_mean = (absolute_columns * self._scale[:, None]).sum(axis=0) / (k * N)
 
+    def _raw(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        k, N, M = self._stack.shape
+        step = max(_BLOCK // (k * M), 1)
+        for start in range(0, N, step):
+            rows = slice(start, min(start + step, N))
+            yield rows, self._stack[:, rows].to(torch.float64)
 
-def _robust(size: torch.Tensor, dims: tuple[int, ...]) -> Array:
-    """Mean absolute entry over ``dims``, entries beyond four standard deviations left out."""
-    first = size.mean(dim=dims, keepdim=True)
-    usual = size <= 4.0 / _GAUSSIAN_L1 * first
-    return np.asarray(((size * usual).sum(dim=dims) / usual.sum(dim=dims)).cpu().numpy(), dtype=np.float64)
+    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield absolute centred entries over the scale, a few rows of every matrix at a time."""
+        mean, scale = self._like(self.mean), self._like(self._scale)
+        for rows, block in self._raw():
+            yield rows, (block - mean[:, None, None]).abs_().mul_(scale[:, None, None])
+
+    def _like(self, values: Array) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=torch.float64, device=self._stack.device)
+
+    def traps(self) -> tuple[int, float]:
+        """Count the huge entries; also return the largest entry, in standard deviations.
+
+        An entry counts when it is huge for its row and column (a large neuron is no trap) and for the whole matrix (an
+        entry of a dead neuron is none). Scales are mean absolute entries without those beyond four standard deviations,
+        so that a huge entry does not set its own standard.
+        """
+        k, N, M = self._stack.shape
+        row_cut, column_cut = (self._like(4.0 / _GAUSSIAN_L1 * mean) for mean in (self._row_mean, self._column_mean))
+        sums = [np.zeros(N), np.zeros(N), np.zeros(M), np.zeros(M)]
+        for rows, block in self.blocks():
+            usual = block <= row_cut[rows, None]
+            sums[0][rows] = (block * usual).sum(dim=(0, 2)).cpu().numpy()
+            sums[1][rows] = usual.sum(dim=(0, 2)).cpu().numpy()
+            usual = block <= column_cut
+            sums[2] += (block * usual).sum(dim=(0, 1)).cpu().numpy()
+            sums[3] += usual.sum(dim=(0, 1)).cpu().numpy()
+        # L1 estimates of a variance have 2.28 / n of noise where L2 estimates have 2 / n
+        row = self._like(_shrunk((sums[0] / sums[1]) ** 2, 2.28 / (k * M)) ** -0.5)
+        column = self._like(_shrunk((sums[2] / sums[3]) ** 2, 2.28 / (k * N)) ** -0.5)
+        overall = float(np.sqrt(sums[0].sum() / sums[1].sum() * sums[2].sum() / sums[3].sum())) / _GAUSSIAN_L1
+        if overall == 0.0:
+            return 0, 0.0
+        threshold, count, largest = huge_entry(N, M, k), 0, 0.0
+        for rows, block in self.blocks():
+            relative = torch.minimum(block, block * row[rows, None] * column).div_(overall)
+            count += int((relative > threshold).sum())
+            largest = max(largest, float(relative.max()))
+        return count, largest
 
 
 @lru_cache(maxsize=4096)
@@ -173,7 +248,7 @@ def huge_entry(N: int, M: int, n_matrices: int = 1) -> float:
 
 @lru_cache(maxsize=4096)
 def null_effective_rank(N: int, M: int) -> float:
-    """Effective rank ``exp(entropy)`` of ``M`` Marchenko-Pastur eigenvalues; effective rank is Roy and Vetterli's (2007)."""
+    """Effective rank ``exp(entropy)`` (Roy and Vetterli 2007) of ``M`` Marchenko-Pastur eigenvalues."""
     ratio = M / N
     low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
     # substitution x = mid + half cos(phi) smooths both edges

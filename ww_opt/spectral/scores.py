@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from ww_opt.spectral.diagnostics import NARROW, Diagnosis, LayerDiagnostics, diagnose
+from ww_opt.spectral.diagnostics import NARROW, diagnose
+from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
 from ww_opt.spectral.weights import Source
 
 Direction = Literal["minimize", "maximize"]
@@ -196,8 +197,8 @@ def score(
     diagnosis = model if isinstance(model, Diagnosis) else diagnose(model)
     if not judged(diagnosis) and not any(_is_broken(row) for row in diagnosis):
         raise ValueError(
-            f"A score needs a hidden weight matrix at least {NARROW} wide, but the widest of {len(diagnosis)} layers has "
-            f"{max(row.M for row in diagnosis)}: wider layers can be judged, these cannot."
+            f"A score needs a hidden weight matrix at least {NARROW} wide, but the widest of {len(diagnosis)} layers "
+            f"has {max(row.M for row in diagnosis)}: wider layers can be judged, these cannot."
         )
     if train_loss is not None and not chosen.is_guarded:
         chosen = chosen.guarded()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-__all__ = ["eigenvalues", "exact_eigenvalues", "oriented", "windows"]
+__all__ = ["centred_eigenvalues", "eigenvalues", "exact_eigenvalues", "oriented", "windows"]
 
 
 def oriented(stack: torch.Tensor) -> torch.Tensor:
@@ -30,13 +30,28 @@ def eigenvalues(stack: torch.Tensor) -> Array:
     Returns:
         Shape ``(k, M)``, ascending, clipped at 0. Absolute error about ``M eps64`` times the largest eigenvalue.
     """
-    if stack.device.type == "cpu":
-        W = stack.to(torch.float64).numpy()
-        values = np.linalg.eigvalsh(np.swapaxes(W, 1, 2) @ W)
-    else:
-        W64 = stack.to(torch.float64)
-        values = torch.linalg.eigvalsh(W64.transpose(1, 2) @ W64).cpu().numpy()
-    return np.maximum(values, 0.0)
+    W = stack.to(torch.float64)
+    if W.device.type == "cpu":
+        A = W.numpy()
+        return np.maximum(np.linalg.eigvalsh(np.swapaxes(A, 1, 2) @ A), 0.0)
+    return _eigvalsh(W.transpose(1, 2) @ W)
+
+
+def centred_eigenvalues(stack: torch.Tensor, means: Array) -> Array:
+    """As :func:`eigenvalues`, with the mean entry of each matrix (``means``, shape ``(k,)``) taken off.
+
+    No second copy of the weights: ``(W - m)^T (W - m) = W^T W - m (s 1^T + 1 s^T) + N m^2`` with column sums ``s``.
+    """
+    W = stack.to(torch.float64)
+    m = torch.as_tensor(means, dtype=torch.float64, device=W.device)[:, None, None]
+    s = W.sum(dim=1, keepdim=True)
+    return _eigvalsh(W.transpose(1, 2) @ W - m * (s + s.transpose(1, 2)) + stack.shape[1] * m**2)
+
+
+def _eigvalsh(gram: torch.Tensor) -> Array:
+    if gram.device.type == "cpu":
+        return np.maximum(np.linalg.eigvalsh(gram.numpy()), 0.0)
+    return np.asarray(torch.linalg.eigvalsh(gram).clamp_min(0.0).cpu().numpy(), dtype=np.float64)
 
 
 def exact_eigenvalues(stack: torch.Tensor) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias, cast
@@ -12,7 +11,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -108,12 +107,12 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One weight, not read yet. ``tensor`` is the parameter itself where that is the weight."""
+    """One weight: ``tensor``, the parameter itself, or where it is made of others, ``read``, which computes it."""
 
     place: _Place
     key: str
     parameters: tuple[str, ...]
-    read: Callable[[], Tensor]
+    read: Callable[[], Tensor] | None = None
     tensor: Tensor | None = None
     kind: str = ""
     note: str = ""
@@ -127,56 +126,58 @@ def _module_rows(model: nn.Module) -> Iterator[LayerWeight]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     prefix = wrapper_prefix(parameters)
     names: dict[Hashable, list[str]] = {}
-    memories: dict[str, Hashable] = {}
     for name, parameter in parameters.items():
-        if is_lazy(parameter) or parameter.ndim >= 2:
-            memories[name] = memory_of(parameter)
-            names.setdefault(memories[name], []).append(name)
+        if _is_matrix(name, parameter):
+            names.setdefault(memory_of(parameter), []).append(name)
     seen: set[Hashable] = set()
     for piece in _pieces(model):
         if piece.tensor is not None:
-            memory = memories[piece.parameters[0]]
+            memory = memory_of(piece.tensor)
             if memory in seen:
                 continue
             seen.add(memory)
-            others = [name for name in names[memory] if name not in piece.parameters]
+            others = [name for name in names.get(memory, ()) if name not in piece.parameters]
             if others:
                 piece = replace(piece, note=f"tied with {', '.join(others)}")
         yield from _piece_rows(piece, prefix)
 
 
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether it has two or more dimensions; of an uninitialised parameter the name alone can tell."""
+    return not name.endswith("bias") if is_lazy(parameter) else parameter.ndim >= 2
+
+
 def _piece_rows(piece: _Piece, prefix: str) -> Iterator[LayerWeight]:
-    owner = unwrapped(piece.place.owner, prefix)
+    place, tensor, status, note = piece.place, piece.tensor, Status.SUCCESS, piece.note
+    if tensor is not None and is_lazy(tensor):
+        tensor, status, note = None, Status.EMPTY, "not initialised yet: pass one batch through the model first"
+    elif piece.read is not None:
+        try:
+            with torch.no_grad():
+                tensor = piece.read()
+        except Exception as error:  # foreign code: a parametrisation that fails must not cost the other layers
+            status, note = Status.NOT_NUMERIC, f"{note}; could not be computed: {error}"
+    kind = piece.kind or ("parameter" if tensor is None else _kind(place.module, piece.key, tensor))
     row = LayerWeight(
-        name=layer_name(owner, piece.key, "parameter"),
-        kind="parameter",
+        name=layer_name(unwrapped(place.owner, prefix), piece.key, kind),
+        kind=kind,
         parameter="+".join(piece.parameters),
-        index=piece.place.index,
+        index=place.index,
         matrices=None,
-        status=Status.EMPTY,
-        note=piece.note,
+        status=status,
+        note=note,
+        version=None if piece.tensor is None else version_of(piece.tensor),
     )
-    if piece.tensor is not None and is_lazy(piece.tensor):
-        yield replace(row, note="not initialised yet: pass one batch through the model first")
-        return
-    try:
-        with torch.no_grad():
-            tensor = piece.read()
-    except Exception as error:  # foreign code: a parametrisation that fails must not cost the other layers
-        yield replace(row, status=Status.NOT_NUMERIC, note=f"{piece.note}; could not be computed: {error}")
-        return
-    module = piece.place.module
-    kind = piece.kind or _kind(module, piece.key, tensor)
-    name = layer_name(owner, piece.key, kind)
-    version = None if piece.tensor is None else version_of(piece.tensor)
-    groups = getattr(module, "groups", 1) if "conv" in kind else 1
-    yield from rows(replace(row, name=name, kind=kind, version=version), tensor, piece.key, groups)
+    if tensor is None:
+        yield row
+    else:
+        yield from rows(row, tensor, piece.key, getattr(place.module, "groups", 1) if "conv" in kind else 1)
 
 
 def _kind(module: nn.Module, key: str, weight: Tensor) -> str:
-    # a scripted module keeps the name of the class that it was made from
-    names = (getattr(module, "original_name", ""), *(cls.__name__ for cls in type(module).__mro__))
-    name = next((name for name in names if name in _KINDS), "")
+    name = next((cls.__name__ for cls in type(module).__mro__ if cls.__name__ in _KINDS), "")
+    if isinstance(module, torch.jit.ScriptModule):
+        name = str(getattr(module, "original_name", ""))
     kind = _KINDS.get(name, "parameter")
     if kind in _N_DIMS and (key != "weight" or weight.ndim not in _N_DIMS[kind]):
         return "parameter"
@@ -209,19 +210,16 @@ def _own_pieces(place: _Place) -> Iterator[_Piece]:
     yield from _packed(place)
     raw = {name for piece in computed for name in piece.parameters}
     for key, parameter in place.module._parameters.items():
-        if parameter is None:
-            continue
-        is_matrix = key != "bias" if is_lazy(parameter) else parameter.ndim >= 2
-        if is_matrix and place.full(key) not in raw:
-            yield _Piece(place, key, (place.full(key),), parameter.detach, tensor=parameter)
+        if parameter is not None and _is_matrix(key, parameter) and place.full(key) not in raw:
+            yield _Piece(place, key, (place.full(key),), tensor=parameter)
 
 
 def _parametrised(place: _Place) -> Iterator[_Piece]:
     """Weights under ``torch.nn.utils.parametrize``."""
-    if not is_parametrized(place.module):
-        return
-    for key, item in cast(nn.ModuleDict, place.module.parametrizations).items():
-        chain = cast(ParametrizationList, item)
+    chains = getattr(place.module, "parametrizations", None) if "parametrizations" in place.module._modules else None
+    for key, chain in chains.items() if isinstance(chains, nn.ModuleDict) else ():
+        if not isinstance(chain, ParametrizationList):
+            continue
         names = _matrices(place, f"parametrizations.{key}.", chain.named_parameters())
         note = "effective weight of " + ", ".join(type(step).__name__.strip("_") for step in chain)
         if names:
@@ -263,7 +261,9 @@ def _lora_pieces(place: _Place, adapters: Mapping[str, Adapter], indices: Mappin
     """The base weight of a layer with LoRA, one product per adapter, and their sum."""
     module = place.module
     inner = getattr(module, "base_layer", None)
-    base = replace(place, path=place.full("base_layer"), module=inner, index=indices[id(inner)]) if inner else place
+    base = place
+    if isinstance(inner, nn.Module):
+        base = replace(place, path=place.full("base_layer"), module=inner, index=indices[id(inner)])
     sides = {place.full(name) for adapter in adapters.values() for name in adapter.parameters}
     own = [piece for piece in _own_pieces(base) if not sides.issuperset(piece.parameters)]
     yield from own
@@ -274,7 +274,8 @@ def _lora_pieces(place: _Place, adapters: Mapping[str, Adapter], indices: Mappin
     weight = next((piece for piece in own if piece.key == "weight"), None)
     if weight is not None and can_merge(module):
         shown = replace(base, owner=_join(place.owner, "merged"))
-        read = partial(merged_weight, module, weight.read, tuple(adapters.values()))
+        read_base = weight.read or partial(cast, Tensor, weight.tensor)
+        read = partial(merged_weight, module, read_base, tuple(adapters.values()))
         note = "base weight and LoRA: " + ", ".join(adapters)
         yield _Piece(shown, "weight", (*weight.parameters, *sorted(sides)), read, note=note)
 
@@ -284,19 +285,13 @@ def _matrices(place: _Place, prefix: str, parameters: Iterable[tuple[str, nn.Par
 
 
 def _evaluate(chain: ParametrizationList) -> Tensor:
-    # the list itself, not the module's attribute: that one would fill the cache of `parametrize.cached()`
-    with _evaluating(chain):
-        return cast(Tensor, chain())
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a moment: in training mode spectral_norm moves its buffers whenever it is read."""
-    modes = [(part, part.training) for part in module.modules()]
+    """The weight in evaluation mode: in training mode spectral_norm moves its buffers whenever it is read."""
+    modes = [(part, part.training) for part in chain.modules()]
     try:
         for part, _ in modes:
             part.training = False
-        yield
+        # the list itself, not the module's attribute: that one would fill the cache of `parametrize.cached()`
+        return cast(Tensor, chain())
     finally:
         for part, mode in modes:
             part.training = mode

@@ -1,0 +1,220 @@
+"""The table of a model: columns, findings, robustness, invariances, and WeightWatcher's numbers."""
+
+import copy
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ww_opt.spectral import Finding, diagnose
+
+CONTRACT = [
+    "name",
+    "kind",
+    "N",
+    "M",
+    "Q",
+    "alpha",
+    "xmin",
+    "xmax",
+    "D",
+    "sigma",
+    "n_tail",
+    "spikes",
+    "traps",
+    "stable_rank",
+    "rank_loss",
+    "finding",
+]
+REFERENCE = Path(__file__).parent / "weightwatcher_0.7.7.json"
+
+
+def linear(W: torch.Tensor) -> nn.Module:
+    layer = nn.Linear(W.shape[1], W.shape[0], bias=False)
+    layer.weight = nn.Parameter(W)
+    return nn.Sequential(layer)
+
+
+def noise(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def learnt(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """Noise plus a power-law signal well beyond its edge."""
+    u, _ = torch.linalg.qr(noise(rows, 20, seed + 1))
+    v, _ = torch.linalg.qr(noise(columns, 20, seed + 2))
+    strength = 6 * (rows * columns) ** 0.25 * torch.arange(1, 21) ** -0.5
+    return noise(rows, columns, seed) + (u * strength) @ v.T
+
+
+def the_row(model: nn.Module, **options):
+    (row,) = diagnose(model, **options)
+    return row
+
+
+def test_columns_of_the_contract() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv1d(4, 8, 5), nn.Conv3d(2, 4, 3), nn.Linear(40, 50))
+    frame = diagnose(model).to_frame()
+    assert set(CONTRACT) <= set(frame.columns)
+    assert list(frame["name"]) == ["0", "1", "2", "3"]
+    assert list(frame["kind"]) == ["conv2d", "conv1d", "conv3d", "linear"]
+    assert list(frame["M"]) == [3, 4, 2, 40]
+    assert frame["Q"].iloc[3] == pytest.approx(1.25)
+    json.dumps(frame.to_dict("records"))
+
+
+def test_nothing_of_the_model_changes() -> None:
+    model = nn.Sequential(nn.Linear(40, 50), nn.BatchNorm1d(50), nn.Dropout(0.1)).train()
+    before = copy.deepcopy(model.state_dict())
+    attributes = [set(vars(module)) for module in model.modules()]
+    diagnose(model, randomize=True, mp_fit=True, erg=True)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert attributes == [set(vars(module)) for module in model.modules()]
+    assert model.training
+
+
+def test_noise_is_random_and_a_signal_is_learnt() -> None:
+    assert Finding.RANDOM in the_row(linear(noise(200, 150))).findings
+    row = the_row(linear(learnt(200, 150)))
+    assert Finding.RANDOM not in row.findings
+    assert 8 <= row.spikes <= 20
+
+
+def test_findings() -> None:
+    trap = noise(64, 64)
+    trap[3, 5] = 40.0
+    assert the_row(linear(trap)).traps == 1
+    assert Finding.TRAP in the_row(linear(trap)).findings
+    collapsed = the_row(linear(noise(256, 8) @ noise(8, 256)))
+    assert collapsed.rank_loss == 248
+    assert Finding.RANK_COLLAPSE in collapsed.findings
+    assert Finding.TOO_SMALL in the_row(linear(noise(20, 20))).findings
+    identity = the_row(linear(torch.eye(64)))
+    assert Finding.NOT_FITTED in identity.findings
+    assert "equal" in identity.finding
+    assert np.isnan(identity.alpha)
+
+
+def test_one_broken_layer_costs_no_other() -> None:
+    broken = noise(64, 64)
+    broken[0, 0] = float("nan")
+    model = nn.Sequential(
+        linear(noise(64, 64)), linear(broken), linear(torch.zeros(64, 64)), nn.Linear(64, 64, device="meta")
+    )
+    good, nan, zero, meta = diagnose(model)
+    assert np.isfinite(good.alpha)
+    assert "NaN" in nan.finding
+    assert np.isnan(nan.alpha)
+    assert (nan.N, nan.M) == (64, 64)
+    assert "zero" in zero.finding
+    assert "meta" in meta.finding
+
+
+@pytest.mark.parametrize("change", ["transpose", "permute", "scale"])
+@pytest.mark.parametrize("shape", [(96, 96), (200, 64)])
+def test_invariances(change: str, shape: tuple[int, int]) -> None:
+    W = learnt(*shape).double()
+    changed = {
+        "transpose": lambda: W.T.contiguous(),
+        # rows of a rectangle are read in windows: only their order within a window is free
+        "permute": lambda: W[:, torch.randperm(shape[1])] if shape[0] > shape[1] else W[torch.randperm(shape[0])],
+        "scale": lambda: W * 1e-6,
+    }[change]()
+    one, other = the_row(linear(W)), the_row(linear(changed))
+    for column in ("alpha", "D", "sigma", "stable_rank", "effective_rank", "largest_entry"):
+        assert getattr(other, column) == pytest.approx(getattr(one, column), rel=1e-6), column
+    for column in ("n_tail", "spikes", "traps", "rank_loss", "findings"):
+        assert getattr(other, column) == getattr(one, column), column
+
+
+def test_alpha_is_flat_over_aspect_ratios() -> None:
+    generator = np.random.default_rng(0)
+    means, sigmas = {}, {}
+    for Q in (1, 4, 16, 64):
+        rows = []
+        for _ in range(6):
+            W = (1 - generator.random((64 * Q, 64))) ** (-1 / 2) * generator.choice([-1, 1], (64 * Q, 64))
+            rows.append(the_row(linear(torch.from_numpy(W))))
+        means[Q] = np.mean([row.alpha for row in rows])
+        sigmas[Q] = np.mean([row.sigma for row in rows])
+    for Q in (4, 16, 64):
+        assert abs(means[Q] - means[1]) < sigmas[1]
+
+
+def test_order_of_layers_changes_no_number() -> None:
+    first, second = learnt(64, 64, 0), learnt(64, 64, 5)
+    one = diagnose(nn.Sequential(linear(first), linear(second)), randomize=True)
+    other = diagnose(nn.Sequential(linear(second), linear(first)), randomize=False)
+    assert one.rows[0].alpha == other.rows[1].alpha
+    assert one.rows[1].spikes == other.rows[0].spikes
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+    kind=st.sampled_from(["normal", "zero", "one", "huge", "tiny", "nan", "inf", "low rank"]),
+    convention=st.sampled_from(["default", "weightwatcher"]),
+)
+def test_never_an_exception_never_a_sentinel(
+    rows: int, columns: int, dtype: torch.dtype, kind: str, convention: str
+) -> None:
+    W = {
+        "normal": lambda: noise(rows, columns),
+        "zero": lambda: torch.zeros(rows, columns),
+        "one": lambda: torch.ones(rows, columns),
+        "huge": lambda: noise(rows, columns) * 1e4,
+        "tiny": lambda: noise(rows, columns) * 1e-7,
+        "nan": lambda: noise(rows, columns).masked_fill_(noise(rows, columns) > 1, float("nan")),
+        "inf": lambda: noise(rows, columns).masked_fill_(noise(rows, columns) > 1, float("inf")),
+        "low rank": lambda: noise(rows, 1) @ noise(1, columns),
+    }[kind]()
+    row = the_row(linear(W.to(dtype)), convention=convention, randomize=True, mp_fit=True, erg=True)
+    assert np.isnan(row.alpha) or row.alpha > 1
+    assert np.isnan(row.alpha) == (row.fit_status != "success")
+    assert row.finding
+    assert min(row.n_tail, row.spikes, row.traps, row.rank_loss) >= 0
+
+
+def test_unknown_convention_is_named() -> None:
+    with pytest.raises(ValueError, match="'weightwatcher', but got 'ww'"):
+        diagnose(linear(noise(40, 40)), convention="ww")  # type: ignore[arg-type]
+
+
+def residual_net() -> nn.Module:
+    """A small network that has what WeightWatcher's conventions differ on; its numbers stand in REFERENCE."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3), nn.Conv2d(32, 32, 3), nn.Linear(300, 100), nn.Linear(100, 100),
+        nn.Linear(100, 10),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["default", "all"])
+def test_weightwatcher_convention(kind: str) -> None:
+    options = {} if kind == "default" else {"randomize": True, "mp_fit": True, "erg": True}
+    frame = diagnose(residual_net(), convention="weightwatcher", **options).to_frame()
+    reference = json.loads(REFERENCE.read_text())[kind]
+    assert len(reference) > 30
+    for column, values in reference.items():
+        if column == "name":
+            continue
+        if isinstance(values[0], str | bool):
+            assert list(frame[column]) == values, column
+        else:
+            np.testing.assert_allclose(
+                frame[column].to_numpy(float), np.array(values, float), rtol=1e-8, err_msg=column
+            )
+
+
+def test_csv_round_trip() -> None:
+    text = diagnose(linear(noise(40, 40))).to_frame().to_csv(index=False)
+    (row,) = csv.DictReader(text.splitlines())
+    assert float(row["N"]) == 40

@@ -1,0 +1,107 @@
+"""Edges, traps and effective rank of the null, against theory and by false alarms and power."""
+
+import numpy as np
+import pytest
+import torch
+
+from ww_opt.spectral.nulls import edge, edge_of_profile, huge_entry, null_effective_rank, null_of, tracy_widom_cut
+
+SHAPES = [(1, 64, 64), (9, 16, 16), (1, 128, 64), (1, 256, 256), (1, 512, 128)]
+
+
+def spikes(W: np.ndarray) -> int:
+    null = null_of(torch.from_numpy(W))
+    C = W - W.mean(axis=(1, 2), keepdims=True)
+    return int((np.linalg.eigvalsh(np.swapaxes(C, 1, 2) @ C) > null.edges[:, None]).sum())
+
+
+def test_equal_variances_give_marchenko_pastur() -> None:
+    for N, M in ((64, 64), (300, 50), (4096, 1024)):
+        bulk = (np.sqrt(N) + np.sqrt(M)) ** 2
+        assert edge(N, M) > bulk
+        assert edge_of_profile(np.ones(N), np.ones(M)) == pytest.approx(edge(N, M), rel=1e-3)
+
+
+def test_edge_of_unequal_variances_holds_the_bulk() -> None:
+    generator = np.random.default_rng(0)
+    a, b = np.exp(0.5 * generator.standard_normal(600)), np.exp(0.5 * generator.standard_normal(200))
+    Z = np.sqrt(a)[:, None] * generator.standard_normal((600, 200)) * np.sqrt(b)
+    largest = np.linalg.eigvalsh(Z.T @ Z)[-1]
+    # Tracy-Widom puts the largest eigenvalue about 1.2 scales under the edge, 4.2 under the cut
+    assert 0.85 < largest / edge_of_profile(a, b) < 1.0
+
+
+def test_cut_grows_with_the_number_of_matrices() -> None:
+    assert tracy_widom_cut(1) == pytest.approx(3.0)
+    assert 3.0 < tracy_widom_cut(9) < tracy_widom_cut(100) < 6.0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("row_scale", [0.0, 0.5])
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_noise_gives_no_alarm(shape: tuple[int, int, int], row_scale: float, shift: float) -> None:
+    generator = np.random.default_rng(1)
+    alarms, n_draws = 0, 40
+    for _ in range(n_draws):
+        scales = np.exp(row_scale * generator.standard_normal((shape[1], 1)))
+        W = generator.standard_normal(shape) * scales + shift
+        alarms += spikes(W) > 0 or null_of(torch.from_numpy(W)).traps > 0
+    # under 1 % a layer: more than 2 of 40 has a probability of 0.7 %
+    assert alarms <= 2
+
+
+@pytest.mark.parametrize(("N", "M"), [(64, 64), (256, 128)])
+def test_planted_entry_is_found_at_the_threshold(N: int, M: int) -> None:
+    generator = np.random.default_rng(2)
+    for factor, expected in ((0.7, 0), (1.3, 1)):
+        for _ in range(10):
+            W = generator.standard_normal((1, N, M))
+            W[0, generator.integers(N), generator.integers(M)] = factor * huge_entry(N, M)
+            null = null_of(torch.from_numpy(W))
+            assert null.traps == expected
+            assert null.largest_entry > 3
+
+
+@pytest.mark.parametrize(("N", "M"), [(64, 64), (256, 128)])
+def test_planted_signal_is_found_at_the_threshold(N: int, M: int) -> None:
+    generator = np.random.default_rng(3)
+    for factor, expected in ((0.7, 0), (1.4, 1)):
+        found = []
+        for _ in range(10):
+            u, v = generator.standard_normal(N), generator.standard_normal(M)
+            signal = factor * huge_entry(N, M) * np.outer(u / np.linalg.norm(u), v / np.linalg.norm(v))
+            found.append(spikes((generator.standard_normal((N, M)) + signal)[None]))
+        assert np.median(found) == expected
+
+
+def test_large_and_dead_neurons_are_no_traps() -> None:
+    W = np.random.default_rng(4).standard_normal((1, 64, 64))
+    W[0, 3] *= 20
+    W[0, 5] *= 1e-9
+    W[0, 7] = 0
+    assert null_of(torch.from_numpy(W)).traps == 0
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    W = torch.from_numpy(np.random.default_rng(5).standard_normal((3, 50, 20)) ** 3)
+    whole = null_of(W)
+    monkeypatch.setattr("ww_opt.spectral.nulls._BLOCK", 128)
+    parts = null_of(W)
+    np.testing.assert_allclose(parts.edges, whole.edges, rtol=1e-9)
+    assert (parts.traps, parts.shifted) == (whole.traps, whole.shifted)
+    assert parts.largest_entry == pytest.approx(whole.largest_entry, rel=1e-12)
+
+
+def test_a_matrix_of_zeros_or_ones_has_no_null() -> None:
+    for W in (torch.zeros(1, 40, 40), torch.ones(1, 40, 40)):
+        null = null_of(W)
+        assert (null.traps, null.largest_entry) == (0, 0.0)
+        assert null.edges.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("N", "M"), [(300, 300), (1000, 250)])
+def test_effective_rank_of_noise(N: int, M: int) -> None:
+    W = np.random.default_rng(6).standard_normal((N, M))
+    p = np.linalg.eigvalsh(W.T @ W)
+    p = p / p.sum()
+    assert np.exp(-(p * np.log(p)).sum()) == pytest.approx(null_effective_rank(N, M), rel=0.01)

@@ -1,0 +1,121 @@
+"""What a diagnosis says: one row per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from ww_opt.spectral.findings import Finding
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Convention = Literal["default", "weightwatcher"]
+
+__all__ = ["Convention", "Diagnosis", "LayerDiagnostics"]
+
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class LayerDiagnostics:
+    """One layer. Numbers are NaN (counts 0) where ``status`` or ``fit_status`` says why they could not be had.
+
+    Attributes:
+        name, kind, parameter: the layer, its type, and the parameter it was read from.
+        N, M, Q: longer side, shorter side, aspect ratio ``N / M``.
+        n_matrices: matrices that the layer is made of: positions of a kernel, groups.
+        alpha, xmin, xmax, D, sigma, n_tail: power-law fit of the eigenvalues' density. In the ``default`` convention
+            alpha and D of a rectangular layer are means over ``n_windows`` square windows (xmin, xmax and n_tail those
+            of the median window), and sigma includes the search for xmin.
+        fit_status: how the fit ended, in words.
+        n_eigenvalues, spikes, traps: eigenvalues; those beyond the null's edge; huge entries. Counts.
+        spectral_norm, frobenius_norm: largest singular value, root of the sum of squares; of all matrices together.
+        stable_rank: sum over largest eigenvalue, of all matrices together.
+        effective_rank: ``exp(entropy)`` of the eigenvalues, between 1 and M; mean over the matrices.
+        null_effective_rank: the same for a random matrix of this shape.
+        rank_loss: singular values that are zero to float32's precision. A count.
+        largest_entry: in standard deviations of its row and column.
+        log_norm, log_spectral_norm, log_alpha_norm: log10 of the sum of the eigenvalues, of the largest, of
+            the sum of ``eigenvalue^alpha``.
+        alpha_hat: ``alpha * log10(largest eigenvalue)``.
+        findings: what follows from all this.
+        note: what a reader should know: tied, dequantised, merged.
+        extra: further columns: those asked for, and WeightWatcher's own in its convention.
+    """
+
+    name: str
+    kind: str
+    parameter: str
+    N: int = 0
+    M: int = 0
+    Q: float = _NAN
+    n_matrices: int = 0
+    alpha: float = _NAN
+    xmin: float = _NAN
+    xmax: float = _NAN
+    D: float = _NAN
+    sigma: float = _NAN
+    n_tail: int = 0
+    n_windows: int = 0
+    fit_status: str = ""
+    n_eigenvalues: int = 0
+    spectral_norm: float = _NAN
+    frobenius_norm: float = _NAN
+    stable_rank: float = _NAN
+    effective_rank: float = _NAN
+    null_effective_rank: float = _NAN
+    rank_loss: int = 0
+    spikes: int = 0
+    traps: int = 0
+    largest_entry: float = _NAN
+    log_norm: float = _NAN
+    log_spectral_norm: float = _NAN
+    log_alpha_norm: float = _NAN
+    alpha_hat: float = _NAN
+    findings: tuple[Finding, ...] = ()
+    note: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def finding(self) -> str:
+        """The findings as a sentence."""
+        named = [item.value if item is not Finding.NOT_FITTED else self.fit_status for item in self.findings]
+        return "; ".join(named)
+
+    @property
+    def is_analysed(self) -> bool:
+        """Whether the layer has a spectrum."""
+        return self.n_eigenvalues > 0
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The rows of a model, in its order; iterates over them."""
+
+    rows: tuple[LayerDiagnostics, ...]
+    convention: Convention = "default"
+
+    def __iter__(self) -> Iterator[LayerDiagnostics]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the rows as plain dicts, one key per column; ``finding`` in words, further columns at the end.
+
+        Where a further column has the name of one of ours (``spectral_norm``, squared in WeightWatcher's tables), it
+        stands instead.
+        """
+        names = [item.name for item in fields(LayerDiagnostics) if item.name not in ("findings", "extra")]
+        return [
+            {**{name: getattr(row, name) for name in names}, "finding": row.finding, **row.extra} for row in self.rows
+        ]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the rows as a pandas frame, one column per key of :meth:`records`."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records())
