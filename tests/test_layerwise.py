@@ -111,6 +111,11 @@ class TestLayers:
         assert embedding.weights == ("embedding.weight",)
         assert layers(model)[-1].followers == ("mlp.bias", "head.bias")
 
+    def test_a_module_used_twice_counts_once(self) -> None:
+        dropout = nn.Dropout()
+        first, second = layers(nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), dropout) for _ in range(2))))
+        assert (first.dropouts, second.dropouts) == (("0.1",), ())
+
     def test_a_parametrised_layer_keeps_its_own_name_and_bias(self) -> None:
         first, second = layers(nn.Sequential(nn.Linear(4, 4), parametrizations.weight_norm(nn.Linear(4, 4))))
         assert first.followers == ("0.bias",)

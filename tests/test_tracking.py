@@ -262,7 +262,7 @@ def test_what_is_written_is_not_written_again(
     study = run_study(callback)
     callback.finish(study)
     before = {number: run.info.run_id for number, run in read()[1].items()}
-    MLflowClient(uri).set_tag(before[0], "mlflow.note.content", "the user's own words")
+    MlflowClient(uri).set_tag(before[0], "mlflow.note.content", "the user's own words")
     callback(study, study.trials[0])
     assert MLflowCallback(uri, request.node.name).sync(study) == 0
     assert callback.finish(study) == 0

@@ -129,7 +129,10 @@ class TestLookingChangesNothing:
         assert torch.equal(weights(once[-1].model), weights(often[-1].model))
 
     def test_weights_do_not_depend_on_the_number_of_probed_batches(self) -> None:
-        few, many = (run(make(), n_loss_batches=count) for count in (1, 3))
+        def drawn() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            return ((X[index], Y[index]) for index in (torch.randint(24, (8,)) for _ in range(3)))
+
+        few, many = (run(make(batches=drawn), n_loss_batches=count) for count in (1, 3))
         assert torch.equal(weights(few[-1].model), weights(many[-1].model))
 
     def test_other_seeds_give_other_weights(self) -> None:

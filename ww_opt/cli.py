@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -28,24 +30,37 @@ if TYPE_CHECKING:
     from ww_opt.tracking import MLflowCallback
     from ww_opt.workers import Job
 
+T = TypeVar("T")
+
 FAILED, BAD_INPUT, NOTHING_COMPLETED, INTERRUPTED = 1, 2, 3, 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, invoke_without_command=True
+)
 @click.version_option(__version__, prog_name="ww-opt")
-def cli() -> None:
-    r"""Tune neural networks without a test set.
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Tune neural networks without a test set.
+
+    Weight matrices that have learnt look different from random ones. ww-opt trains many short trials, reads the spectra
+    of their weights and searches for the settings of each layer that make them best; no validation data is used.
 
     \b
     ww-opt run studies/digits.py      search a study's space, log to MLflow, show what was found
     ww-opt analyze model.pt           read the spectra of a checkpoint, layer by layer
+
+    \b
+    Exit codes: 0 done, 1 your own code failed, 2 bad input, 3 no trial completed, 130 interrupted.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @cli.command()
 @click.argument("study_file", metavar="STUDY")
 @click.option("--n-trials", type=int, help="Trials in all, those of earlier runs included. Default: the study's own.")
-@click.option("--timeout", type=float, help="Seconds after which no new trial starts.")
+@click.option("--timeout", type=float, help="Seconds after which no new trial starts. Default: the study's own.")
 @click.option(
     "--storage", help="Optuna storage: a database URL or a file NAME.journal. Default: sqlite in --directory."
 )
@@ -67,42 +82,71 @@ def run(study_file: str, **options: Any) -> None:
     """
     import optuna
 
-    from ww_opt.study import open_study
+    from ww_opt.study import is_bad_input, open_study
+    from ww_opt.terminal import command_line
+    from ww_opt.workers import WorkerFailed
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # failures are told below, once
+    signal.signal(signal.SIGTERM, _interrupt)
+    study, job, tracker = _prepared(study_file, options)
+    host = _checked("--storage", job.storage, lambda: open_study(study, job.storage))
+    go_on = command_line("ww-opt", *sys.argv[1:])
+    try:
+        _run(study, host, job, options["workers"], tracker)
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped; what was done is recorded. To go on:\n  {go_on}", err=True)
+        _finish(tracker, host)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        _finish(tracker, host)
+        if is_bad_input(error):
+            raise
+        click.echo(str(error) if isinstance(error, WorkerFailed) else traceback.format_exc(), err=True)
+        click.echo(
+            f"A trial failed; what was done is recorded. To go on once the fault is mended:\n  {go_on}", err=True
+        )
+        sys.exit(FAILED)
+    sys.exit(_close(study, host, job.directory, tracker))
+
+
+def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLflowCallback | None]:
+    """Check all that can be checked before anything is written."""
     from ww_opt.workers import Job
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    signal.signal(signal.SIGTERM, _interrupt)
     if options["workers"] < 1:
         raise ValueError(f"`workers >= 1` must hold, but got workers={options['workers']}.")
     given = {"n_trials": options["n_trials"], "timeout": options["timeout"], "seed": options["seed"]}
     changes = {key: value for key, value in {**given, "name": options["study_name"]}.items() if value is not None}
     directory: Path = options["directory"]
-    directory.mkdir(parents=True, exist_ok=True)
-    storage = options["storage"] or f"sqlite:///{directory}/studies.db"
+    storage = options["storage"] or f"sqlite:///{(directory / 'studies.db').as_posix()}"
     job = Job(study_file, storage, directory, changes)
     study = job.study()
-    job = replace(job, directory=directory / study.name)
-    host = _checked("--storage", storage, lambda: open_study(study, storage))
     tracker = None if options["no_mlflow"] else _tracker(options["tracking_uri"], directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    return study, replace(job, directory=directory / study.name), tracker
+
+
+def _tracker(uri: str | None, directory: Path) -> MLflowCallback:
+    from ww_opt.tracking import MLflowCallback
+
+    default = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(directory / 'mlflow.db').resolve().as_posix()}"
+    return MLflowCallback(uri or default)
+
+
+def _checked(option: str, value: str, action: Callable[[], T]) -> T:
+    """Run what depends on an outside address; what it raises becomes one line that names the option."""
+    from ww_opt.study import is_bad_input
+
     try:
-        _run(study, host, job, options["workers"], tracker)
-    except KeyboardInterrupt:
-        _finish(tracker, host)
-        click.echo(f"\nStopped; every finished trial is recorded. To go on: {_resume_command()}", err=True)
-        sys.exit(INTERRUPTED)
+        return action()
     except Exception as error:
-        _finish(tracker, host)
-        if _is_ours(error):
+        if is_bad_input(error):
             raise
-        traceback.print_exc()
-        click.echo(f"A trial failed in the study's own code. To go on once it is mended: {_resume_command()}", err=True)
-        sys.exit(FAILED)
-    _close(study, host, job.directory, tracker)
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{option} must be a place that can be written, but {value!r} gives: {first_line}") from error
 
 
 def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: MLflowCallback | None) -> None:
-    from tqdm import tqdm
-
     from ww_opt.study import n_finished
     from ww_opt.study import run as run_here
     from ww_opt.terminal import Progress
@@ -110,46 +154,43 @@ def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: ML
 
     done = n_finished(host)
     if done:
-        click.echo(
-            f"Study {study.name!r} has {done} of {study.n_trials} trials already; going on from there.", err=True
-        )
+        left = "going on from there" if done < study.n_trials else "more with a higher --n-trials"
+        click.echo(f"Study {study.name!r} has {done} of {study.n_trials} trials already; {left}.", err=True)
         if tracker is not None:
             tracker.sync(host)
     n_pruned = sum(trial.state.name == "PRUNED" for trial in host.get_trials(deepcopy=False))
-    line = "{desc}: {n_fmt}/{total_fmt} trials |{bar:20}| {elapsed}<{remaining} left{postfix}"
-    with tqdm(total=max(study.n_trials, done), initial=done, desc=study.name, bar_format=line) as bar:
-        observers: list[Observer] = [Progress(bar, n_pruned), *([tracker] if tracker is not None else [])]
+    with Progress(study.name, study.n_trials, n_done=done, n_pruned=n_pruned) as progress:
+        observers: list[Observer] = [progress, *([tracker] if tracker is not None else [])]
         if n_workers > 1:
             run_workers(job, host, n_workers, observers)
         else:
             run_here(study, host, job.directory, observers)
 
 
-def _close(study: Study, host: optuna.Study, directory: Path, tracker: MLflowCallback | None) -> None:
+def _close(study: Study, host: optuna.Study, directory: Path, tracker: MLflowCallback | None) -> int:
+    """Tell what was found, open the test set, and return the exit code."""
     from ww_opt.closing import closing, open_test_set
     from ww_opt.records import read
     from ww_opt.study import weights_file
-    from ww_opt.terminal import closing_text
+    from ww_opt.terminal import accuracy_text, closing_text, mlflow_text
 
-    result = closing(study, host)
+    result, code = closing(study, host), 0
     settings = read(result.pick, "settings", {}) if result.pick is not None else {}
-    click.echo(closing_text(result, open_test_set(study, host, directory), settings))
-    if result.pick is not None:
-        click.echo(f"Weights of the pick: {weights_file(directory, result.pick.number)}")
+    click.echo(f"\n{closing_text(result, settings)}\n")
+    if result.pick is None:
+        code = NOTHING_COMPLETED
+    try:
+        if (accuracy := open_test_set(study, host, directory)) is not None:
+            click.echo(f"{accuracy_text(accuracy)}\n")
+    except Exception:  # the user's own code; what was found stands all the same
+        click.echo(f"{traceback.format_exc()}\nThe test set could not be evaluated; the study is complete.\n", err=True)
+        code = FAILED
+    if result.pick is not None and (weights := weights_file(directory, result.pick.number)).is_file():
+        click.echo(f"Weights of the pick: {weights}")
     _finish(tracker, host)
     if tracker is not None:
-        click.echo(f"MLflow runs: {tracker.uri}\n  to look at them: {tracker.show_command}")
-    if result.pick is None:
-        sys.exit(NOTHING_COMPLETED)
-
-
-def _tracker(uri: str | None, directory: Path) -> MLflowCallback:
-    import os
-
-    from ww_opt.tracking import MLflowCallback
-
-    default = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(directory / 'mlflow.db').resolve().as_posix()}"
-    return MLflowCallback(uri or default)
+        click.echo(mlflow_text(tracker.uri))
+    return code
 
 
 def _finish(tracker: MLflowCallback | None, host: optuna.Study) -> None:
@@ -157,31 +198,8 @@ def _finish(tracker: MLflowCallback | None, host: optuna.Study) -> None:
         click.echo(f"{missing} trials are not in MLflow yet; the same command, run again, writes them.", err=True)
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether a check of this package raised the error; what the user's own code raises keeps its traceback."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return isinstance(error, ValueError | TypeError) and Path(last.filename).is_relative_to(Path(__file__).parent)
-
-
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _resume_command() -> str:
-    import shlex
-
-    return shlex.join(["ww-opt", *sys.argv[1:]])
-
-
-def _checked(option: str, value: str, action: Any) -> Any:
-    """Run what depends on an outside address; what it raises becomes one line that names the option."""
-    try:
-        return action()
-    except ValueError:
-        raise
-    except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{option} must be reachable, but {value!r} gives: {first_line}") from error
 
 
 @cli.command()
@@ -195,14 +213,16 @@ def _checked(option: str, value: str, action: Any) -> Any:
 def analyze(source: str, as_json: bool, as_csv: bool, convention: Any) -> None:
     """Read the spectra of a model, layer by layer. No data is needed.
 
-    SOURCE is a checkpoint (.pt, .pth, .th, .bin, .safetensors, a folder of them) or module:factory, a function without
-    arguments that returns a model.
+    SOURCE is a checkpoint (.pt, .pth, .th, .bin, .safetensors, a folder of them), or a function without arguments that
+    returns a model: module:factory or path/to/file.py:factory.
     """
     from ww_opt.spectral.diagnostics import diagnose
 
+    if as_json and as_csv:
+        raise click.UsageError("Only one of --json and --csv can be given.")
     diagnosis = diagnose(_source(source), convention=convention)
     if as_json:
-        click.echo(json.dumps([_json_row(row) for row in diagnosis.records()], indent=1))
+        click.echo(json.dumps([_json_row(row) for row in diagnosis.records()], indent=1, allow_nan=False))
     elif as_csv:
         click.echo(diagnosis.to_frame().to_csv(index=False), nl=False)
     else:
@@ -228,14 +248,15 @@ def _json_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _print_analysis(diagnosis: Diagnosis) -> None:
     from ww_opt.spectral.scores import SCORES
-    from ww_opt.terminal import layer_table, legend, number
+    from ww_opt.terminal import layer_table, legend, table
 
     click.echo(layer_table(diagnosis))
     if words := legend(diagnosis):
         click.echo(words)
     better = {"minimize": "lower", "maximize": "higher"}
-    scores = [f"{item.name} {number(item(diagnosis))} ({better[item.direction]} is better)" for item in SCORES.values()]
-    click.echo("Scores, to compare models of one architecture only: " + "; ".join(scores))
+    scores = [(item.name, item(diagnosis), better[item.direction]) for item in SCORES.values()]
+    click.echo("\nScores, to compare models of one architecture only\n")
+    click.echo(table(("score", "value", "better"), scores))
 
 
 def main() -> None:
@@ -244,9 +265,18 @@ def main() -> None:
         sys.exit(cli(standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except (click.ClickException, ValueError, FileNotFoundError, TypeError) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"Error: {message}", err=True)
-        sys.exit(BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
+    except (click.ClickException, OSError) as error:
+        _refuse(error.format_message() if isinstance(error, click.ClickException) else str(error))
+    except Exception as error:
+        from ww_opt.study import is_bad_input
+
+        if not is_bad_input(error):
+            raise
+        _refuse(str(error))
+
+
+def _refuse(message: str) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(BAD_INPUT)

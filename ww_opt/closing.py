@@ -38,8 +38,7 @@ class Closing:
     """A study in numbers. ``pick`` is ``None`` where no trial completed; ``look`` is the last one at it.
 
     ``saved`` is the share of training steps that pruning saved, of those that completed and pruned trials would have
-    run. Trials that the user interrupted count nowhere. ``reasons`` are those of pruned and failed trials, with how
-    often each occurred, the most frequent first.
+    run. ``reasons`` are those of the pruned and failed trials. Trials that the user interrupted count nowhere.
     """
 
     n_complete: int
@@ -48,7 +47,7 @@ class Closing:
     saved: float
     pick: FrozenTrial | None
     look: Look | None
-    reasons: tuple[tuple[str, int], ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 def closing(study: Study, host: optuna.Study) -> Closing:
@@ -58,7 +57,6 @@ def closing(study: Study, host: optuna.Study) -> Closing:
     of = {state: [trial for trial in trials if trial.state is state] for state in TrialState}
     ran = [_steps(trial, study.objective.n_steps) for trial in of[TrialState.COMPLETE] + of[TrialState.PRUNED]]
     pick = host.best_trial if of[TrialState.COMPLETE] else None
-    stopped = of[TrialState.PRUNED] + of[TrialState.FAIL]
     seen = records.looks(pick) if pick is not None else ()
     return Closing(
         n_complete=len(of[TrialState.COMPLETE]),
@@ -67,6 +65,7 @@ def closing(study: Study, host: optuna.Study) -> Closing:
         saved=1.0 - sum(ran) / (study.objective.n_steps * len(ran)) if ran else 0.0,
         pick=pick,
         look=seen[-1] if seen else None,
+        reasons=tuple(reason for trial in trials if (reason := records.reason(trial))),
     )
 
 
@@ -93,7 +92,7 @@ def open_test_set(study: Study, host: optuna.Study, directory: Path) -> TestAccu
         model = task.build_model().to(task.device)
     for number in kept:
         model.load_state_dict(torch.load(weights_file(directory, number), map_location=task.device, weights_only=True))
-        accuracies[number] = task.evaluate(model)
+        accuracies[number] = float(task.evaluate(model))
     only_pick = len(kept) < len(complete)
     best = max(accuracies, key=lambda number: accuracies[number])
     return TestAccuracy(

@@ -54,8 +54,8 @@ class SpectralPruner(BasePruner):
     Hard faults (weights, a score or a reported value that are not finite) prune at once. The rules apply from
     ``n_warmup_steps`` on, since spectra say little early in training: ``random`` (most layers show no eigenvalue beyond
     their null's edge), ``traps`` (most layers have correlation traps) and ``rank_collapse`` (a layer lost its rank).
-    Layers under 32 wide are not asked. A trial without records (a user's own objective that never called ``ww_opt.report``) is left to
-    ``wrapped_pruner``.
+    Layers under 32 wide are not asked. A trial without records (a user's own objective that never called
+    ``ww_opt.report``) is left to ``wrapped_pruner``.
 
     Args:
         wrapped_pruner: asked where no rule applies; any of Optuna's. ``None``: nothing else prunes. Samplers do not see

@@ -94,10 +94,14 @@ def _import(action: Callable[[], T], what: str) -> T:
 
 
 def _where(error: BaseException) -> str:
-    """The line that raised an error, unless it is in the import system or the error names its place itself."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    is_known = isinstance(error, SyntaxError) or last.filename.startswith("<frozen")
-    return "" if is_known else f" ({last.filename}, line {last.lineno})"
+    """The last line outside of this package that led to an error; empty where the error names its place itself."""
+    own = str(Path(__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((own, "<", importlib.__file__))
+    ]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 
 
 def _project(path: Path) -> Path:

@@ -153,6 +153,6 @@ def _check(kind: str, choice: object) -> None:
         "dropout": (low >= 0 and high <= 1, "in [0, 1]"),
         "momentum": (low >= 0 and high < 1, "in [0, 1)"),
     }[kind]
-    if not ok or not math.isfinite(low) or not math.isfinite(high):
+    if not ok or not math.isfinite(high):
         shown = (low, high) if isinstance(choice, BaseDistribution) else low
         raise ValueError(f"`{kind}` must be {rule}, but got {shown}.")

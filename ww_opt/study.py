@@ -224,10 +224,12 @@ def _recorded(objective: SpectralObjective, interruptions: _Interruptions) -> Ca
     return call
 
 
-def is_bad_input(error: Exception) -> bool:
-    """Whether a check of this package raised the error. What the user's own code raises deserves its traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+def is_bad_input(error: BaseException) -> bool:
+    """Whether a check of this package raised the error: its message says all. Any other deserves its traceback."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    is_ours = Path(last.filename).is_relative_to(Path(__file__).parent)
+    is_on_purpose = (last.line or "").startswith("raise ")
+    return is_ours and is_on_purpose and isinstance(error, ValueError | TypeError | OSError | ImportError)
 
 
 def _keeper(directory: Path) -> Callable[[optuna.Trial, nn.Module], None]:

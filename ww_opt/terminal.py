@@ -1,27 +1,47 @@
-"""What ``ww-opt`` prints: tables and the progress line."""
+"""What ``ww-opt`` prints: tables, the closing words and the progress line."""
 
 from __future__ import annotations
 
+import io
 import math
+import os
+import re
+import shlex
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from ww_opt.spectral.findings import Finding
 
 if TYPE_CHECKING:
     import optuna
-    from tqdm import tqdm
 
     from ww_opt.closing import Closing, TestAccuracy
 
-__all__ = ["Progress", "closing_text", "layer_table", "legend", "number", "table"]
+__all__ = [
+    "Progress",
+    "accuracy_text",
+    "closing_text",
+    "command_line",
+    "layer_table",
+    "legend",
+    "mlflow_text",
+    "number",
+    "table",
+]
 
 _SETTINGS = ("lr", "weight_decay", "momentum", "dropout")
+_N_REASONS = 5
+_PROGRESS_WIDTH = 110
 
 
 def number(value: Any) -> str:
-    """Write a number in at most four digits; an empty cell for what is missing."""
+    """Write a number in at most four digits, and ``-`` for what is missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):
@@ -30,7 +50,7 @@ def number(value: Any) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Lay out rows in columns, numbers to the right; the last column is cut to the width of the terminal."""
+    """Lay out rows in columns, numbers to the right; lines are cut to the width of the terminal, but not below 80."""
     cells = [[number(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in [list(header), *cells]) for column in range(len(header))]
     numeric = [all(_is_number(row[column]) for row in cells) for column in range(len(header))]
@@ -40,7 +60,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         padded = [
             cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(row, widths, numeric, strict=True)
         ]
-        return "  ".join(padded).rstrip()[:limit]
+        text = "  ".join(padded).rstrip()
+        return text if len(text) <= limit else text[: limit - 3] + "..."
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in cells)])
 
@@ -64,60 +85,110 @@ def layer_table(rows: Iterable[Any]) -> str:
     )
 
 
+def _names(row: Any) -> list[str]:
+    return [item if isinstance(item, str) else item.name for item in row.findings]
+
+
+def _label(name: str) -> str:
+    return name.lower().replace("_", " ")
+
+
 def _labels(row: Any) -> str:
-    names = [item if isinstance(item, str) else item.name for item in row.findings]
-    return ", ".join(name.lower().replace("_", "-") for name in names)
+    return ", ".join(_label(name) for name in _names(row))
 
 
 def legend(rows: Iterable[Any]) -> str:
     """Explain each finding that occurs, one line each."""
-    found = {item if isinstance(item, str) else item.name for row in rows for item in row.findings}
-    return "\n".join(f"  {item.value}" for item in Finding if item.name in found and item is not Finding.HEALTHY)
+    found = {name for row in rows for name in _names(row)}
+    return "\n".join(f"  {item.value}" for item in Finding if item.name in found and item.value != _label(item.name))
 
 
 def settings_table(settings: Mapping[str, Mapping[str, float | None]]) -> str:
     """Tabulate a trial's settings, one line per label, without columns that no label uses."""
     used = [kind for kind in _SETTINGS if any(own.get(kind) is not None for own in settings.values())]
-    return table(("layer", *used), [(label, *(own.get(kind) for kind in used)) for label, own in settings.items()])
+    header = ("layer", *(kind.replace("_", " ") for kind in used))
+    return table(header, [(label, *(own.get(kind) for kind in used)) for label, own in settings.items()])
 
 
-def closing_text(result: Closing, accuracy: TestAccuracy | None, settings: Mapping[str, Any]) -> str:
-    """Tell what a study found."""
-    counts = f"{result.n_complete} trials completed, {result.n_pruned} pruned, {result.n_failed} failed"
-    if result.pick is None or result.pick.value is None or result.look is None:
-        return f"\n{counts}. No trial completed, so there is nothing to pick: look at the reasons, widen the space."
-    loss = "" if math.isnan(result.look.train_loss) else f", training loss {number(result.look.train_loss)}"
-    parts = [
-        f"\nThe pick: trial {result.pick.number}, score {number(result.pick.value)}{loss}",
-        settings_table(settings),
-        "\nIts layers",
-        layer_table(result.look.layers),
-        legend(result.look.layers),
-        f"\n{counts}; pruning saved {result.saved:.0%} of the epochs.",
-    ]
-    if accuracy is not None:
-        parts.append(
-            "The sealed test set, opened only now: accuracy of "
-            f"the pick {accuracy.pick:.1%}, the best trial {accuracy.best:.1%} (trial {accuracy.best_number}), "
-            f"the median trial {accuracy.median:.1%}, of {accuracy.n_trials} completed."
-            if not math.isnan(accuracy.best)
-            else f"The sealed test set, opened only now: accuracy of the pick {accuracy.pick:.1%}."
-        )
-    return "\n".join(part for part in parts if part)
+def closing_text(result: Closing, settings: Mapping[str, Any]) -> str:
+    """Tell what a study found, without the test set."""
+    counts = f"{_trials(result.n_complete)} completed, {result.n_pruned} pruned, {result.n_failed} failed"
+    if result.pick is None or result.pick.value is None:
+        lines = [f"{counts}. There is nothing to pick: widen the space or let the pruner start later."]
+        lines += [f"  {reason}" for reason in result.reasons[:_N_REASONS]]
+        return "\n".join(lines)
+    head = f"The pick: trial {result.pick.number}, score {number(result.pick.value)}"
+    parts = [head, "", settings_table(settings)]
+    if result.look is not None:
+        if not math.isnan(result.look.train_loss):
+            parts[0] += f", training loss {number(result.look.train_loss)}"
+        layers = result.look.layers
+        parts += ["", "Its layers", "", layer_table(layers), *([words] if (words := legend(layers)) else [])]
+    return "\n".join([*parts, "", f"{counts}; pruning saved {result.saved:.0%} of the epochs."])
 
 
-class Progress:
-    """An observer that draws one line: trial, score, best score, pruned so far, time left."""
+def _trials(count: int) -> str:
+    return f"{count} trial{'' if count == 1 else 's'}"
 
-    def __init__(self, bar: tqdm[Any], n_pruned: int = 0) -> None:
-        self._bar = bar
+
+def accuracy_text(accuracy: TestAccuracy) -> str:
+    """Tell what the sealed test set says."""
+    lines = ["The sealed test set, opened only now (accuracy)", f"  the pick          {accuracy.pick:6.1%}"]
+    if not math.isnan(accuracy.best):
+        lines += [
+            f"  the best trial    {accuracy.best:6.1%}  (trial {accuracy.best_number}, known by hindsight only)",
+            f"  the median trial  {accuracy.median:6.1%}  (of {accuracy.n_trials} completed)",
+        ]
+    return "\n".join(lines)
+
+
+def command_line(program: str, *arguments: str) -> str:
+    """How to call a program of this environment from here: by its name where the PATH leads to it, else by its path."""
+    own = Path(sys.executable).with_name(program)
+    is_on_path = Path(shutil.which(program) or "").parent == own.parent
+    return shlex.join([program if is_on_path or not own.exists() else os.path.relpath(own), *arguments])
+
+
+def mlflow_text(uri: str) -> str:
+    """Tell where the MLflow runs are, and how to look at them; without a password."""
+    shown = re.sub(r"//[^/\s@]+@", "//***@", uri)
+    if shown.startswith("http"):
+        return f"MLflow runs: {shown}"
+    return f"MLflow runs: {shown}; to look at them:\n  {command_line('mlflow', 'ui', '--backend-store-uri', shown)}"
+
+
+class Progress(AbstractContextManager["Progress"]):
+    """An observer that draws one line: trial, score, best score, pruned so far, time left.
+
+    Where stderr is no terminal, each trial is a line of its own.
+    """
+
+    def __init__(self, name: str, n_trials: int, *, n_done: int = 0, n_pruned: int = 0) -> None:
+        from tqdm import tqdm
+
+        self._on_terminal = sys.stderr.isatty()
         self._n_pruned = n_pruned
+        bar = " |{bar}| " if self._on_terminal else ", "
+        self._bar = tqdm(
+            total=max(n_trials, n_done),
+            initial=n_done,
+            desc=name,
+            bar_format="{desc} {n_fmt}/{total_fmt}" + bar + "{remaining} left{postfix}",
+            ncols=min(shutil.get_terminal_size((80, 24)).columns, _PROGRESS_WIDTH) if self._on_terminal else None,
+            file=sys.stderr if self._on_terminal else io.StringIO(),
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
 
     def __call__(self, host: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         """Move on by one trial."""
-        self._n_pruned += trial.state.name == "PRUNED"
-        complete = any(t.state.name == "COMPLETE" for t in host.get_trials(deepcopy=False))
-        best = number(host.best_value) if complete else "-"
-        value = "pruned" if trial.state.name == "PRUNED" else number(trial.value)
-        self._bar.set_postfix_str(f"trial {trial.number}: {value}, best {best}, pruned {self._n_pruned}")
+        state = trial.state.name
+        self._n_pruned += state == "PRUNED"
+        is_any_complete = any(t.state.name == "COMPLETE" for t in host.get_trials(deepcopy=False))
+        best = f"{host.best_value:.3f} (trial {host.best_trial.number})" if is_any_complete else "-"
+        value = f"{trial.value:.3f}" if state == "COMPLETE" else state.lower()
+        self._bar.set_postfix_str(f"trial {trial.number} {value}, best {best}, pruned {self._n_pruned}", refresh=False)
         self._bar.update()
+        if not self._on_terminal:
+            click.echo(str(self._bar), err=True)

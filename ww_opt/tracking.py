@@ -70,9 +70,9 @@ class MLflowCallback:
         self, tracking_uri: str | None = None, experiment: str = "ww_opt", artifact_location: str | None = None
     ) -> None:
         local = f"sqlite:///{Path('mlflow.db').resolve().as_posix()}"
-        self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
-        _check(self._uri)
-        self._runs = _Runs(self._uri, experiment, artifact_location or _beside(self._uri))
+        self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
+        _check(self.uri)
+        self._runs = _Runs(self.uri, experiment, artifact_location or _beside(self.uri))
         self._background = Background(_PATIENCE, self._warn)
         self._has_warned = False
 
@@ -118,7 +118,7 @@ class MLflowCallback:
             return
         self._has_warned = True
         message = (
-            f"MLflow at {self._uri} could not be written: {type(error).__name__}: {error}. The study goes on, and its "
+            f"MLflow at {self.uri} could not be written: {type(error).__name__}: {error}. The study goes on, and its "
             f"records are safe in Optuna's storage; after {_PATIENCE} failures in a row logging is suspended. When "
             "MLflow is back, call `MLflowCallback(tracking_uri, experiment).sync(study)` to write what is missing."
         )

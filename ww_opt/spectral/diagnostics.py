@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -11,15 +13,17 @@ from ww_opt.spectral.findings import Finding, Status
 from ww_opt.spectral.fits import PowerLawFit, fit_power_laws
 from ww_opt.spectral.measure import Measured, Options, measure
 from ww_opt.spectral.rows import Convention, Diagnosis, LayerDiagnostics
-from ww_opt.spectral.weights import Source, named_weights
+from ww_opt.spectral.schedule import Memory, fingerprint, in_parallel
+from ww_opt.spectral.weights import LayerWeight, Source, named_weights
 from ww_opt.spectral.weightwatcher import frame_columns
 
 __all__ = ["NARROW", "diagnose"]
 
 NARROW = 32
 """Matrices narrower than this say little: no finding on alpha or spikes is made of them."""
-XMIN_SEARCH = 2.0
-"""Factor by which the search for xmin widens the spread of alpha; measured on exact Pareto samples."""
+XMIN_SEARCH = 1.2
+"""Factor by which the search for xmin widens the spread of alpha: on exact Pareto samples, n = 50-1000 and alpha 2-4.5,
+68 % of the draws lie within 1.08-1.30 of the plain sigma, 95 % within 2.07-2.37."""
 
 
 def diagnose(
@@ -53,15 +57,45 @@ def diagnose(
     if convention not in ("default", "weightwatcher"):
         raise ValueError(f"`convention` must be 'default' or 'weightwatcher', but got {convention!r}.")
     options = Options(convention, randomize, mp_fit, erg, seed)
-    generator = np.random.RandomState(seed)
-    measured = [measure(weight, options, generator) for weight in named_weights(source)]
-    fits = iter(fit_power_laws([sample for item in measured for sample in item.samples]))
+    known, whole = _MEMORY.of(source), fingerprint(source)
+    if whole is not None and known.get(options, (None, None))[0] == whole:
+        return Diagnosis(known[options][1], convention)
+    rows = _rows(named_weights(source), options, known)
+    known[options] = (whole, rows)
+    return Diagnosis(rows, convention)
+
+
+_MEMORY = Memory()
+
+
+def _rows(weights: Iterator[LayerWeight], options: Options, known: dict[object, Any]) -> tuple[LayerDiagnostics, ...]:
+    """Measure what is not known yet, layers in parallel, and fit all of it together."""
+    generator = np.random.RandomState(options.seed)
+    # layers that share one stream of random numbers depend on their neighbours
+    shares_stream = options.randomize and options.convention == "weightwatcher"
+
+    def visit(weight: LayerWeight) -> Measured | LayerDiagnostics:
+        version, row = known.get((options, weight.name), (None, None))
+        if isinstance(row, LayerDiagnostics) and version == weight.version and not shares_stream:
+            return row
+        return replace(measure(weight, options, generator), version=weight.version)
+
+    visited = [visit(weight) for weight in weights] if shares_stream else in_parallel(visit, weights)
+    fresh = [item for item in visited if isinstance(item, Measured)]
+    fits = iter(fit_power_laws([sample for item in fresh for sample in item.samples]))
     rows = []
-    for item in measured:
+    for item in visited:
+        if isinstance(item, LayerDiagnostics):
+            rows.append(item)
+            continue
         own = [next(fits) for _ in item.samples]
-        row = _finished(item, own, convention) if own else item.row
-        rows.append(row if convention == "default" else replace(row, extra=frame_columns(row)))
-    return Diagnosis(tuple(rows), convention)
+        row = _finished(item, own, options.convention) if own else item.row
+        if options.convention == "weightwatcher":
+            row = replace(row, extra=frame_columns(row))
+        if item.version is not None:
+            known[(options, row.name)] = (item.version, row)
+        rows.append(row)
+    return tuple(rows)
 
 
 def _finished(item: Measured, fits: list[PowerLawFit], convention: Convention) -> LayerDiagnostics:

@@ -52,6 +52,7 @@ class Measured:
     row: LayerDiagnostics
     eigenvalues: Array
     samples: tuple[Array, ...] = ()
+    version: tuple[object, ...] | None = None
 
 
 def _unread(weight: LayerWeight, status: Status) -> Measured:
@@ -80,7 +81,8 @@ def measure(weight: LayerWeight, options: Options, generator: np.random.RandomSt
     if weight.matrices is None:
         return _unread(weight, weight.status)
     stack = oriented(weight.matrices.to(torch.float64))
-    if not bool(torch.isfinite(stack).all()):
+    # one NaN or infinity makes the sum one; a sum may also overflow, so ask again
+    if not bool(torch.isfinite(weight.matrices.sum())) and not bool(torch.isfinite(stack).all()):
         return _unread(weight, Status.NON_FINITE)
     if options.convention == "weightwatcher":
         return _measure_weightwatcher(weight, stack, options, generator)
@@ -88,9 +90,10 @@ def measure(weight: LayerWeight, options: Options, generator: np.random.RandomSt
 
 
 def _measure_default(weight: LayerWeight, stack: torch.Tensor, options: Options) -> Measured:
+    assert weight.matrices is not None
     k, N, M = stack.shape
     values = eigenvalues(stack)
-    null = null_of(stack)
+    null = null_of(oriented(weight.matrices))
     centred = centred_eigenvalues(stack, null.means) if null.shifted else values
     zero = values[:, -1:] * (N * float(np.finfo(np.float32).eps)) ** 2
     samples = [values] if N < RECTANGULAR * M else [eigenvalues(window) for window in windows(stack, N_WINDOWS)]
@@ -183,7 +186,7 @@ def _common(weight: LayerWeight, values: Array, shape: tuple[int, int, int]) -> 
         spectral_norm=math.sqrt(largest),
         frobenius_norm=math.sqrt(total),
         stable_rank=total / largest if positive else 0.0,
-        effective_rank=float(np.mean([_effective_rank(own) for own in values])),
+        effective_rank=_effective_rank(values),
         null_effective_rank=null_effective_rank(N, M),
         log_norm=math.log10(total) if positive else -math.inf,
         log_spectral_norm=math.log10(largest) if positive else -math.inf,
@@ -192,8 +195,7 @@ def _common(weight: LayerWeight, values: Array, shape: tuple[int, int, int]) -> 
 
 
 def _effective_rank(values: Array) -> float:
-    total = values.sum()
-    if total <= 0:
-        return 0.0
-    p = values[values > 0] / total
-    return float(np.exp(-(p * np.log(p)).sum()))
+    """Mean over the matrices of ``exp(entropy)``; matrices of zeros have none."""
+    p = values / np.maximum(values.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    ranks = np.exp(-(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1))
+    return float(np.where(values[:, -1] > 0, ranks, 0.0).mean())

@@ -48,7 +48,7 @@ class Null:
             to be counted on the centred matrices.
         traps: entries so large for their row and column that, wherever a permutation puts them, they make an
             eigenvalue beyond the edge of the permuted matrix.
-        largest_entry: largest absolute entry in units of its row's and column's standard deviation.
+        largest_entry: largest distance of an entry from the mean, in standard deviations.
     """
 
     edges: Array
@@ -127,8 +127,7 @@ def null_of(stack: torch.Tensor) -> Null:
     flat = np.ptp(a) == 0 and np.ptp(b) == 0
     upper = edge(N, M, k) if flat else edge_of_profile(a, b, k)
     shifted = bool((entries.mean**2 * (N * M) ** 0.5 > 0.5 * entries.variance).any())
-    traps, largest = entries.traps()
-    return Null(upper * entries.variance, entries.mean, shifted, traps, largest)
+    return Null(upper * entries.variance, entries.mean, shifted, entries.traps(), entries.largest)
 
 
 def count_spikes(eigenvalues: Array, null: Null, N: int) -> int:
@@ -162,76 +161,89 @@ def _shrunk(variances: Array, noise: float) -> Array:
 
 
 class _Entries:
-    """Statistics of a layer's entries, centred and scaled matrix by matrix, gathered block by block."""
+    """Statistics of a layer's entries, gathered block by block.
+
+    Blocks keep float32 where the weights have no more; sums over blocks are float64.
+    """
 
     def __init__(self, stack: torch.Tensor) -> None:
         self._stack = stack
         k, N, M = stack.shape
-        self.mean = np.zeros(k)
-        for _, block in self._raw():
-            self.mean += block.sum(dim=(1, 2)).cpu().numpy() / (N * M)
-        squares = np.zeros((k, N))
-        columns = np.zeros((k, M))
-        absolute = np.zeros((k, N))
-        absolute_columns = np.zeros((k, M))
-        self._scale = np.ones(k)
-        for rows, block in self.blocks():
-            squares[:, rows] = block.square().sum(dim=2).cpu().numpy()
-            columns += block.square().sum(dim=1).cpu().numpy()
-            absolute[:, rows] = block.sum(dim=2).cpu().numpy()
-            absolute_columns += block.sum(dim=1).cpu().numpy()
-        self.variance = squares.sum(axis=1) / (N * M)
+        row, row2 = np.zeros((k, N)), np.zeros((k, N))
+        column, column2 = np.zeros((k, M)), np.zeros((k, M))
+        low, high = np.full(k, np.inf), np.full(k, -np.inf)
+        for rows, block in self._raw():
+            squares = block.square()
+            row[:, rows], row2[:, rows] = _numbers(block.sum(dim=2)), _numbers(squares.sum(dim=2))
+            column += _numbers(block.sum(dim=1))
+            column2 += _numbers(squares.sum(dim=1))
+            least, most = block.flatten(1).aminmax(dim=1)
+            low, high = np.minimum(low, _numbers(least)), np.maximum(high, _numbers(most))
+        self.mean = row.sum(axis=1) / (N * M)
+        mean = self.mean[:, None]
+        # sum (x - mean)^2 from sum x^2 and sum x
+        row2, column2 = row2 - 2 * mean * row + M * mean**2, column2 - 2 * mean * column + N * mean**2
+        self.variance = np.maximum(row2.sum(axis=1) / (N * M), 0.0)
         self._scale = 1.0 / np.sqrt(np.where(self.variance > 0, self.variance, 1.0))
-        self.row_squares = (squares * self._scale[:, None] ** 2).sum(axis=0) / (k * M)
-        self.column_squares = (columns * self._scale[:, None] ** 2).sum(axis=0) / (k * N)
-        self._row_mean = (absolute * self._scale[:, None]).sum(axis=0) / (k * M)
-        self._column_mean = (absolute_columns * self._scale[:, None]).sum(axis=0) / (k * N)
+        self.largest = float((np.maximum(high - self.mean, self.mean - low) * self._scale).max())
+        self.row_squares = (row2 * self._scale[:, None] ** 2).sum(axis=0) / (k * M)
+        self.column_squares = (column2 * self._scale[:, None] ** 2).sum(axis=0) / (k * N)
 
     def _raw(self) -> Iterator[tuple[slice, torch.Tensor]]:
         k, N, M = self._stack.shape
+        dtype = torch.float64 if self._stack.dtype == torch.float64 else torch.float32
         step = max(_BLOCK // (k * M), 1)
         for start in range(0, N, step):
             rows = slice(start, min(start + step, N))
-            yield rows, self._stack[:, rows].to(torch.float64)
+            yield rows, self._stack[:, rows].to(dtype)
 
-    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+    def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield absolute centred entries over the scale, a few rows of every matrix at a time."""
-        mean, scale = self._like(self.mean), self._like(self._scale)
+        mean, scale = (values[:, None, None] for values in (self.mean, self._scale))
         for rows, block in self._raw():
-            yield rows, (block - mean[:, None, None]).abs_().mul_(scale[:, None, None])
+            yield rows, (block - self._like(mean, block)).abs_().mul_(self._like(scale, block))
 
-    def _like(self, values: Array) -> torch.Tensor:
-        return torch.as_tensor(values, dtype=torch.float64, device=self._stack.device)
+    def _like(self, values: Array, block: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=block.dtype, device=block.device)
 
-    def traps(self) -> tuple[int, float]:
-        """Count the huge entries; also return the largest entry, in standard deviations.
+    def traps(self) -> int:
+        """Count the huge entries.
 
         An entry counts when it is huge for its row and column (a large neuron is no trap) and for the whole matrix (an
         entry of a dead neuron is none). Scales are mean absolute entries without those beyond four standard deviations,
         so that a huge entry does not set its own standard.
         """
         k, N, M = self._stack.shape
-        row_cut, column_cut = (self._like(4.0 / _GAUSSIAN_L1 * mean) for mean in (self._row_mean, self._column_mean))
+        threshold = huge_entry(N, M, k)
+        # robust scales lie under the standard deviation, but not by a factor of four unless most neurons are dead,
+        # and then a trap of a live one is larger still: most layers end here
+        if self.largest < threshold / 4:
+            return 0
+        absolute, absolute_columns = np.zeros(N), np.zeros(M)
+        for rows, block in self._blocks():
+            absolute[rows] = _numbers(block.sum(dim=(0, 2)))
+            absolute_columns += _numbers(block.sum(dim=(0, 1)))
+        row_cut, column_cut = 4.0 / _GAUSSIAN_L1 * absolute / (k * M), 4.0 / _GAUSSIAN_L1 * absolute_columns / (k * N)
         sums = [np.zeros(N), np.zeros(N), np.zeros(M), np.zeros(M)]
-        for rows, block in self.blocks():
-            usual = block <= row_cut[rows, None]
-            sums[0][rows] = (block * usual).sum(dim=(0, 2)).cpu().numpy()
-            sums[1][rows] = usual.sum(dim=(0, 2)).cpu().numpy()
-            usual = block <= column_cut
-            sums[2] += (block * usual).sum(dim=(0, 1)).cpu().numpy()
-            sums[3] += usual.sum(dim=(0, 1)).cpu().numpy()
+        for rows, block in self._blocks():
+            usual = block <= self._like(row_cut[rows, None], block)
+            sums[0][rows], sums[1][rows] = _numbers((block * usual).sum(dim=(0, 2))), _numbers(usual.sum(dim=(0, 2)))
+            usual = block <= self._like(column_cut, block)
+            sums[2] += _numbers((block * usual).sum(dim=(0, 1)))
+            sums[3] += _numbers(usual.sum(dim=(0, 1)))
         # L1 estimates of a variance have 2.28 / n of noise where L2 estimates have 2 / n
-        row = self._like(_shrunk((sums[0] / sums[1]) ** 2, 2.28 / (k * M)) ** -0.5)
-        column = self._like(_shrunk((sums[2] / sums[3]) ** 2, 2.28 / (k * N)) ** -0.5)
+        row = _shrunk((sums[0] / sums[1]) ** 2, 2.28 / (k * M)) ** -0.5
+        column = _shrunk((sums[2] / sums[3]) ** 2, 2.28 / (k * N)) ** -0.5
         overall = float(np.sqrt(sums[0].sum() / sums[1].sum() * sums[2].sum() / sums[3].sum())) / _GAUSSIAN_L1
-        if overall == 0.0:
-            return 0, 0.0
-        threshold, count, largest = huge_entry(N, M, k), 0, 0.0
-        for rows, block in self.blocks():
-            relative = torch.minimum(block, block * row[rows, None] * column).div_(overall)
-            count += int((relative > threshold).sum())
-            largest = max(largest, float(relative.max()))
-        return count, largest
+        count = 0
+        for rows, block in self._blocks():
+            explained = self._like(row[rows, None], block) * self._like(column, block)
+            count += int((block.mul_(explained.clamp_max_(1.0)) > threshold * overall).sum())
+        return count
+
+
+def _numbers(values: torch.Tensor) -> Array:
+    return np.asarray(values.cpu().numpy(), dtype=np.float64)
 
 
 @lru_cache(maxsize=4096)

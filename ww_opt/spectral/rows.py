@@ -36,7 +36,7 @@ class LayerDiagnostics:
         effective_rank: ``exp(entropy)`` of the eigenvalues, between 1 and M; mean over the matrices.
         null_effective_rank: the same for a random matrix of this shape.
         rank_loss: singular values that are zero to float32's precision. A count.
-        largest_entry: in standard deviations of its row and column.
+        largest_entry: largest distance of an entry from the mean, in standard deviations.
         log_norm, log_spectral_norm, log_alpha_norm: log10 of the sum of the eigenvalues, of the largest, of
             the sum of ``eigenvalue^alpha``.
         alpha_hat: ``alpha * log10(largest eigenvalue)``.

@@ -70,12 +70,18 @@ def exact_eigenvalues(stack: torch.Tensor) -> Array:
 
 
 def windows(stack: torch.Tensor, n_windows: int) -> list[torch.Tensor]:
-    """Square ``M x M`` windows, evenly spaced over the rows: as many as cover them, at most ``n_windows``.
+    """Square windows, evenly spaced over the rows: as many as cover them, at most ``n_windows``.
 
     FARMS (Hu et al., "Eigenspectrum analysis of neural networks without aspect ratio bias", ICML 2025): windows of one
-    aspect ratio make layers of different shapes comparable. Views, shape ``(k, M, M)`` each.
+    aspect ratio make layers of different shapes comparable. A side is ``M`` up to 128 and then ``M / 4``, at least 128,
+    so that four windows of a large layer cost a sixteenth of the whole; they alternate between first and last columns.
+
+    Returns:
+        Views of shape ``(k, side, side)``.
     """
     _, N, M = stack.shape
-    count = min(-(-N // M), n_windows)
-    starts = np.linspace(0, N - M, count).astype(int) if count > 1 else [0]
-    return [stack[:, start : start + M] for start in starts]
+    side = M if M <= 128 else max(M // 4, 128)
+    count = min(-(-N // side), n_windows)
+    starts = np.linspace(0, N - side, count).astype(int) if count > 1 else [0]
+    columns = [(i % 2) * (M - side) for i in range(count)]
+    return [stack[:, i : i + side, j : j + side] for i, j in zip(starts, columns, strict=True)]

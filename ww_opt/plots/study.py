@@ -1,0 +1,182 @@
+"""What a study did, in one picture, from Optuna's storage and our records alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import optuna
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from ww_opt import records, summary
+from ww_opt.plots.drawing import (
+    BLUE, GREEN, GREY, INK, ORANGE, OVER, PINK, SKY, SMALL, UNDER,
+    alpha_axis, blank_figure, note, say, spread, titled, write,
+)  # fmt: skip
+from ww_opt.spectral.findings import Finding
+
+__all__ = ["study_figure"]
+
+_LAYER_COLOURS = (BLUE, GREEN, PINK, SKY, INK)
+_MAX_NAMED = 12
+"""Layers whose curves are named; of more, the first and the last."""
+
+
+def study_figure(study: optuna.Study) -> Figure:
+    """Draw scores and steps of the trials, the alphas of the pick's layers in training, and the settings tried.
+
+    Trials that run or failed are not drawn, nor are parameters that are no numbers; the title counts the failed ones.
+    Values that are not finite are left out. Without a completed trial, sentences say so.
+
+    Raises:
+        ValueError: the study has several objectives.
+    """
+    if len(study.directions) != 1:
+        raise ValueError(
+            f"A figure needs a study with 1 objective, but {study.study_name!r} has {len(study.directions)}: draw it "
+            "with `optuna.visualization.matplotlib.plot_pareto_front`."
+        )
+    finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    trials = [trial for trial in finished if trial.state is not TrialState.FAIL]
+    pick = summary.best_of(study, trials)
+    is_max = study.direction is optuna.study.StudyDirection.MAXIMIZE
+    kinds, labels = _settings(trials)
+    figure = blank_figure(_story(finished, pick), height=max(4.8, 1.5 + 0.3 * len(labels)))
+    grid = figure.add_gridspec(3, 2 + len(kinds), width_ratios=[3.1, 2.9, *[1.1] * len(kinds)])
+    steps = titled(figure.add_subplot(grid[2, 0]), "Training steps; pruned trials in grey")
+    scores = figure.add_subplot(grid[:2, 0], sharex=steps)
+    _draw_scores(titled(scores, f"Score; {'higher' if is_max else 'lower'} is better"), trials, pick, is_max)
+    _draw_steps(steps, trials, pick)
+    _draw_alphas(titled(figure.add_subplot(grid[:, 1]), "Alpha of the pick's layers while it trained"), pick)
+    _draw_settings(grid, kinds, labels, _by_score(trials, is_max), pick)
+    return figure
+
+
+def _story(finished: Sequence[FrozenTrial], pick: FrozenTrial | None) -> str:
+    n_pruned, n_failed = (sum(t.state is state for t in finished) for state in (TrialState.PRUNED, TrialState.FAIL))
+    failed = f", {n_failed} failed or interrupted" if n_failed else ""
+    counts = f"{len(finished)} trial{'s' * (len(finished) != 1)}, {n_pruned} pruned{failed}"
+    if pick is None:
+        return f"{counts}; none completed, so there is no pick" if finished else "No trial has finished yet"
+    return f"{counts}; the pick is trial {pick.number} with score {pick.values[0]:.3g}"
+
+
+def _draw_scores(axes: Axes, trials: Sequence[FrozenTrial], pick: FrozenTrial | None, is_max: bool) -> None:
+    done = [trial for trial in trials if trial.state is TrialState.COMPLETE and math.isfinite(trial.values[0])]
+    axes.tick_params(labelbottom=False)
+    if not done or pick is None:
+        say(axes, "No trial completed, so there is no score.")
+        return
+    numbers, values = [trial.number for trial in done], [trial.values[0] for trial in done]
+    best = (np.maximum if is_max else np.minimum).accumulate(values)
+    axes.step([*numbers, trials[-1].number], [*best, best[-1]], where="post", color=INK, linewidth=1.0)
+    axes.plot(numbers, values, "o", color=BLUE, markersize=5)
+    axes.plot(pick.number, pick.values[0], "o", color=ORANGE, markersize=9)
+    axes.margins(y=0.15)
+    outwards = 1 if is_max else -1
+    note(axes, (numbers[0], best[0]), "line: best so far", (7, -outwards * 7), ha="left")
+    side = "left" if pick.number < trials[-1].number / 2 else "right"
+    note(axes, (pick.number, pick.values[0]), f"the pick, trial {pick.number}", (0, outwards * 11), color=ORANGE, ha=side)
+
+
+def _draw_steps(axes: Axes, trials: Sequence[FrozenTrial], pick: FrozenTrial | None) -> None:
+    for trial in trials:
+        colour = GREY if trial.state is TrialState.PRUNED else ORANGE if trial is pick else BLUE
+        axes.vlines(trial.number, 0, _n_steps(trial), color=colour, linewidth=min(3.5, 140 / len(trials)))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("trial")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+
+
+def _n_steps(trial: FrozenTrial) -> int:
+    """Steps that a trial ran: as recorded, else up to its last look or report."""
+    seen = (look.step for look in records.looks(trial))
+    return int(records.read(trial, "steps", default=max(seen, default=trial.last_step or 0)))
+
+
+def _draw_alphas(axes: Axes, pick: FrozenTrial | None) -> None:
+    seen = [(look.step, layer) for look in (records.looks(pick) if pick else ()) for layer in look.layers]
+    seen = [(step, layer) for step, layer in seen if math.isfinite(layer.alpha)]
+    if not seen:
+        say(axes, "The pick has no fitted layer on record." if pick else "No trial completed, so there is no pick.")
+        return
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for step, layer in seen:
+        curves.setdefault(layer.name, []).append((step, layer.alpha))
+    alpha_axis(axes, "y", [layer.alpha for _, layer in seen])
+    small = {layer.name for _, layer in seen if Finding.TOO_SMALL.name in layer.findings}
+    colours = _colours(list(curves), small)
+    for name, points in curves.items():
+        axes.plot(*zip(*points, strict=True), ":" if name in small else "-", color=colours[name], linewidth=1.8)
+    axes.margins(x=0)
+    named = list(curves) if len(curves) <= _MAX_NAMED else [next(iter(curves)), list(curves)[-1]]
+    ends = axes.transAxes.inverted().transform(axes.transData.transform([curves[name][-1] for name in named]))
+    for name, (x, y) in zip(named, np.column_stack([ends[:, 0], spread(ends[:, 1], 0.05)]), strict=True):
+        write(axes, (x + 0.02, y), name + " (too small)" * (name in small), color=colours[name], va="center")
+    step = seen[0][0]
+    note(axes, (step, UNDER), "6: above it, under-trained", (4, 8))
+    note(axes, (step, OVER), "2: below it, very heavy tail", (4, -8))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.set_xlabel("step")
+
+
+def _colours(names: Sequence[str], small: set[str]) -> dict[str, object]:
+    """Colour layers; those too small to judge are grey; many go from dark to bright with depth."""
+    judged = [name for name in names if name not in small]
+    shades = colormaps["viridis"](np.linspace(0.0, 0.85, len(judged)))
+    shown = _LAYER_COLOURS if len(judged) <= len(_LAYER_COLOURS) else shades
+    return {**dict.fromkeys(names, GREY), **dict(zip(judged, shown, strict=False))}
+
+
+def _settings(trials: Sequence[FrozenTrial]) -> tuple[list[str], list[str]]:
+    """List kinds and labels of the parameters ``<kind>/<label>`` that are numbers, as they were first suggested."""
+    names = {
+        name: None
+        for trial in trials
+        for name, distribution in trial.distributions.items()
+        if isinstance(distribution, FloatDistribution | IntDistribution)
+    }
+    parts = [name.partition("/") for name in names]
+    kinds = list(dict.fromkeys(kind for kind, _, _ in parts))[:_MAX_KINDS]
+    return kinds, list(dict.fromkeys(label for kind, _, label in parts if kind in kinds))
+
+
+def _shades(trials: Sequence[FrozenTrial], is_max: bool) -> list[tuple[FrozenTrial, Any]]:
+    """Colour the trials, in the order in which they are drawn: pruned ones in grey, then the worst to the best."""
+    pruned = [trial for trial in trials if trial.state is TrialState.PRUNED]
+    done = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    done.sort(key=lambda trial: trial.values[0], reverse=not is_max)
+    return [(trial, FAINT) for trial in pruned] + list(
+        zip(done, colormaps["Blues"](np.linspace(0.35, 1.0, len(done))), strict=True)
+    )
+
+
+def _draw_setting(
+    axes: Axes, names: Sequence[str], shades: Sequence[tuple[FrozenTrial, Any]], pick: FrozenTrial | None
+) -> None:
+    """Draw one kind of setting, a row for each label: what the trials took, the pick's in orange."""
+    for row, name in enumerate(names):
+        own = [(trial, shade) for trial, shade in shades if name in trial.params]
+        if not own:
+            continue
+        distribution = own[0][0].distributions[name]
+        axes.set_xscale("log" if distribution.log else "linear")
+        axes.hlines(row, distribution.low, distribution.high, color=PALE, linewidth=14, zorder=0)
+        heights = [row + _dodge(trial.number) for trial, _ in own]
+        axes.scatter([t.params[name] for t, _ in own], heights, s=13, c=[shade for _, shade in own], linewidths=0)
+        if pick is not None and name in pick.params:
+            axes.plot(pick.params[name], row, "D", color=ORANGE, markersize=7, markeredgecolor="white")
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _dodge(number: int) -> float:
+    """Move a dot up or down by up to 0.2, so that fewer lie on each other; the golden ratio spreads any count."""
+    return 0.4 * (number * 0.6180339887 % 1.0 - 0.5)
