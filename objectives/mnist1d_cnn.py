@@ -1,4 +1,4 @@
-"""MNIST-1D, a convolutional network of three layers, with or without batch norm. About three seconds a run."""
+"""MNIST-1D, a convolutional network of three layers, with or without batch norm. About four seconds a run."""
 
 from __future__ import annotations
 

@@ -402,16 +402,22 @@ def test_a_server_that_hangs_does_not_hold_up_the_study() -> None:
             end_of_the_outage()
 
 
-def test_warnings_that_are_errors_do_not_end_the_thread(
+def test_one_trial_that_fails_is_left_for_later_also_where_warnings_are_errors(
     callback: MLflowCallback, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = optuna.create_study()
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "search_runs", None)
-        callback(study, tell(study, 1.0))
-        assert callback.sync(study) == 1
+    for value in (1.0, 2.0, 3.0):
+        tell(study, value)
+    set_terminated = MlflowClient.set_terminated
+
+    def fails_once(*args: object, **kwargs: object) -> None:
+        monkeypatch.setattr(MlflowClient, "set_terminated", set_terminated)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", fails_once)
+    assert callback.sync(study) == 1
     assert callback.sync(study) == 0
-    assert list(read()[1]) == [0]
+    assert sorted(read()[1]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("address", ["foo://bar", "file:./mlruns", "./mlruns"])

@@ -1,4 +1,4 @@
-"""What does a study need at least? A task of random data that trains in milliseconds, for the tests of the machinery."""
+"""What does a study need at least? A task of random data that trains in milliseconds, for tests of the machinery."""
 
 from __future__ import annotations
 

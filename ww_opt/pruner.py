@@ -43,7 +43,8 @@ def _rank_collapse(look: Look) -> str:
 
 
 RULES: MappingProxyType[str, Rule] = MappingProxyType(
-    {"random": _random, "traps": _traps, "rank_collapse": _rank_collapse}
+    # in this order: a trap lifts the null's edge, so that the layer looks random as well
+    {"traps": _traps, "rank_collapse": _rank_collapse, "random": _random}
 )
 """Rules by name: each turns a look into a reason for pruning, or into an empty string."""
 
@@ -52,8 +53,8 @@ class SpectralPruner(BasePruner):
     """Prune trials whose layers are broken or have learnt nothing.
 
     Hard faults (weights, a score or a reported value that are not finite) prune at once. The rules apply from
-    ``n_warmup_steps`` on, since spectra say little early in training: ``random`` (most layers show no eigenvalue beyond
-    their null's edge), ``traps`` (most layers have correlation traps) and ``rank_collapse`` (a layer lost its rank).
+    ``n_warmup_steps`` on, since spectra say little early in training: ``traps`` (most layers have correlation traps),
+    ``rank_collapse`` (a layer lost its rank) and ``random`` (most layers show no eigenvalue beyond their null's edge).
     Layers under 32 wide are not asked. A trial without records (a user's own objective that never called
     ``ww_opt.report``) is left to ``wrapped_pruner``.
 

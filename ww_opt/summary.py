@@ -27,6 +27,7 @@ from ww_opt import records
 __all__ = [
     "LayerTable",
     "best_of",
+    "best_value_at",
     "clean_names",
     "curves",
     "layer_table",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
@@ -20,36 +21,58 @@ Array = NDArray[np.float64]
 Point = tuple[float, float]
 
 __all__ = [
-    "BLUE", "GREEN", "GREY", "INK", "OVER", "ORANGE", "PALE", "PINK", "SKY", "SMALL", "UNDER",
-    "alpha_axis", "blank_figure", "note", "say", "spread", "titled", "write",
-]  # fmt: skip
+    "OVER",
+    "SMALL",
+    "UNDER",
+    "Array",
+    "Colour",
+    "alpha_axis",
+    "blank_figure",
+    "note",
+    "say",
+    "spread",
+    "titled",
+    "write",
+]
 
-# Okabe and Ito's colours, which the colour-blind tell apart
-BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
-INK, GREY, PALE = "#222222", "#8A8A8A", "#F0F0F0"
+
+class Colour(StrEnum):
+    """Okabe and Ito's colours, which the colour-blind tell apart, and shades of grey."""
+
+    BLUE = "#0072B2"
+    ORANGE = "#D55E00"
+    GREEN = "#009E73"
+    PINK = "#CC79A7"
+    SKY = "#56B4E9"
+    INK = "#222222"
+    GREY = "#767676"
+    FAINT = "#BDBDBD"
+    PALE = "#F0F0F0"
+
+
 SMALL = 9.0
 """Size of all text but titles, in points."""
 OVER, UNDER = 2.0, 6.0
 """The thresholds on alpha that the findings name."""
 
-_WIDTH = 12.0
+_WIDTH = 11.0
 _ALPHA_TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 20, 40, 100)
 
 
 def blank_figure(title: str, height: float) -> Figure:
     """Make a wide figure, ``height`` in inches, whose title says what was found."""
     figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
-    figure.suptitle(title, x=0.006, ha="left", fontsize=14, fontweight="bold", color=INK, parse_math=False)
+    figure.suptitle(title, x=0.006, ha="left", fontsize=13, fontweight="bold", color=Colour.INK, parse_math=False)
     return figure
 
 
 def titled(axes: Axes, title: str) -> Axes:
     """Give axes their title and take off what says nothing."""
-    axes.set_title(title, loc="left", fontsize=10.5, color=INK, parse_math=False)
+    axes.set_title(title, loc="left", fontsize=10, color=Colour.INK, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=SMALL, labelcolor=INK, color=GREY)
-    axes.xaxis.label.set(fontsize=SMALL, color=INK)
-    axes.yaxis.label.set(fontsize=SMALL, color=INK)
+    axes.tick_params(labelsize=SMALL, labelcolor=Colour.INK, color=Colour.GREY)
+    axes.xaxis.label.set(fontsize=SMALL, color=Colour.INK)
+    axes.yaxis.label.set(fontsize=SMALL, color=Colour.INK)
     return axes
 
 
@@ -61,13 +84,13 @@ def say(axes: Axes, sentence: str) -> None:
 
 def write(axes: Axes, place: Point, text: str, **style: Any) -> None:
     """Write at a place given in shares of the axes."""
-    own = {"fontsize": SMALL, "color": INK, "parse_math": False, **style}
+    own = {"fontsize": SMALL, "color": Colour.INK, "parse_math": False, **style}
     axes.text(*place, text, transform=axes.transAxes, **own)
 
 
 def note(axes: Axes, point: Point, text: str, offset: Point, **style: Any) -> None:
     """Write beside a point, ``offset`` in points of text."""
-    own = {"fontsize": SMALL, "color": INK, "va": "center", "parse_math": False, **style}
+    own = {"fontsize": SMALL, "color": Colour.INK, "va": "center", "parse_math": False, **style}
     axes.annotate(text, point, offset, textcoords="offset points", **own)
 
 
@@ -82,11 +105,11 @@ def spread(places: Array, gap: float) -> Array:
 
 def alpha_axis(axes: Axes, which: Literal["x", "y"], alphas: Sequence[float]) -> None:
     """Scale an axis for alpha, logarithmic, and shade what lies beyond 2 and 6."""
-    low, high = min([1.4, *alphas]) * 0.97, max([8.5, *alphas]) * 1.05
+    low, high = min([1.4, *alphas]) * 0.95, max([8.0, *alphas]) * 1.05
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     axis, span = (axes.yaxis, axes.axhspan) if which == "y" else (axes.xaxis, axes.axvspan)
     axis.set_major_locator(FixedLocator([tick for tick in _ALPHA_TICKS if low <= tick <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for band in ((low, OVER), (UNDER, high)):
-        span(*band, color=PALE, zorder=0)
+        span(*band, color=Colour.PALE, zorder=0, linewidth=0)

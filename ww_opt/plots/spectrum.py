@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ww_opt.plots.drawing import BLUE, FAINT, GREY, INK, ORANGE, Array, blank_figure, note, say, titled, write
+from ww_opt.plots.drawing import Array, Colour, blank_figure, note, say, titled, write
 from ww_opt.spectral.findings import Status
 from ww_opt.spectral.fits import PowerLawFit, fit_power_laws
-from ww_opt.spectral.measure import Measured, Options, measure
+from ww_opt.spectral.measure import Options, measure
 from ww_opt.spectral.nulls import Null, count_spikes, null_of
-from ww_opt.spectral.spectra import centred_eigenvalues, oriented
+from ww_opt.spectral.rows import LayerDiagnostics
+from ww_opt.spectral.spectra import centred_eigenvalues, eigenvalues, oriented
 from ww_opt.spectral.weights import LayerWeight, Source, named_weights
 
 __all__ = ["spectrum_figure"]
@@ -41,14 +43,15 @@ def spectrum_figure(source: Source, layer: str) -> Figure:
     weight = _named(source, layer)
     measured = measure(weight, Options(), np.random.RandomState(0))
     row = measured.row
-    figure = blank_figure(f"{layer}: {row.N} x {row.M}, {weight.kind}", height=4.6)
+    fits = fit_power_laws(measured.samples)
+    figure = blank_figure(f"{layer}, {row.N} x {row.M} {weight.kind}: {_story(row, fits)}", height=4.6)
     null_axes, tail_axes = figure.subplots(1, 2)
     if not measured.samples or not measured.eigenvalues.any():
         for axes in (null_axes, tail_axes):
             say(axes, row.fit_status or Status.ALL_ZERO.value)
         return figure
-    _draw_against_null(titled(null_axes, "All eigenvalues, against what noise of this shape gives"), weight, measured)
-    _draw_tail(titled(tail_axes, "The tail: share of eigenvalues that reach a value"), measured)
+    _draw_against_null(titled(null_axes, "All eigenvalues, and where those of noise would end"), weight, row)
+    _draw_tail(titled(tail_axes, "The tail that alpha is fitted to"), measured.samples, fits)
     return figure
 
 
@@ -61,24 +64,100 @@ def _named(source: Source, layer: str) -> LayerWeight:
     raise ValueError(f"`layer` must be a layer of the model, but got {layer!r}; its layers: {names}.")
 
 
-def _draw_against_null(axes: Axes, weight: LayerWeight, measured: Measured) -> None:
-    assert weight.matrices is not None
-    relative = _over_edge(weight, measured.row.N)
+def _story(row: LayerDiagnostics, fits: Sequence[PowerLawFit]) -> str:
+    if not row.is_analysed:
+        return row.fit_status.partition(":")[0]
+    alphas = [fit.alpha for fit in fits if fit.status is Status.SUCCESS]
+    found = [_count(row.spikes, "spike"), *([_count(row.traps, "trap")] if row.traps else [])]
+    return ", ".join([f"alpha {np.mean(alphas):.2f}" if alphas else "not fitted", *found])
+
+
+def _draw_against_null(axes: Axes, weight: LayerWeight, row: LayerDiagnostics) -> None:
+    relative = _over_edge(weight)
     if not relative.any():
-        say(axes, "Nothing is left once the mean entry is taken off: all entries are equal.")
+        say(axes, "All entries are equal: nothing is left once their mean is taken off.")
         return
     shown = relative[relative > _SMALLEST * relative.max()]
-    step = np.log10(shown.max() / shown.min()) / np.clip(2.0 * np.sqrt(shown.size), 8, 60)
-    # 1 is a boundary of the bins, so that none holds noise and spikes
-    first, last = np.floor(np.log10(shown.min()) / step), np.ceil(np.log10(shown.max() * 1.001) / step)
-    bins = 10.0 ** (step * np.arange(first, max(last, 1) + 1))
+    bins = _bins(shown)
     density = np.histogram(shown, bins)[0] / (relative.size * np.diff(bins))
-    floor = 0.5 * density[density > 0].min()
-    heights = np.maximum(density, floor)
-    n_noise = int(np.sum(bins < 0.999))
-    axes.set(xscale="log", yscale="log", ylim=(floor, 6.0 * density.max()))
-    axes.stairs(heights[:n_noise], bins[: n_noise + 1], baseline=floor, fill=True, color=FAINT)
-    axes.stairs(heights[n_noise:], bins[n_noise:], baseline=floor, fill=True, color=ORANGE)
-    axes.axvline(1.0, color=INK, linewidth=1.0)
+    floor, top = 0.5 * density[density > 0].min(), density.max()
+    heights, n_noise = np.maximum(density, floor), int(np.searchsorted(bins, 1.0))
+    axes.set(xscale="log", yscale="log", ylim=(floor, 12.0 * top))
+    axes.stairs(heights[:n_noise], bins[: n_noise + 1], baseline=floor, fill=True, color=Colour.FAINT)
+    axes.stairs(heights[n_noise:], bins[n_noise:], baseline=floor, fill=True, color=Colour.ORANGE)
+    axes.axvline(1.0, color=Colour.INK, linewidth=1.0)
     axes.set(xlabel="eigenvalue, in units of the null's edge", ylabel="density")
-    write(axes, (0.02, 0.96), _words(measured, relative.size - shown.size), va="top")
+    note(axes, (1.0, 5.0 * top), "up to the null's edge:\nwhat noise can make", (-6, 0), ha="right")
+    beyond = f"{_count(row.spikes, 'spike')} beyond it" + ":\nwhat was learnt" * (row.spikes > 0)
+    note(axes, (1.0, 5.0 * top), beyond, (6, 0), ha="left", color=Colour.ORANGE)
+    more = [f"{relative.size - shown.size} smaller eigenvalues are not drawn"] if shown.size < relative.size else []
+    if row.traps:
+        more.append(f"{_count(row.traps, 'trap')}: entries of up to {row.largest_entry:.0f} standard deviations")
+    write(axes, (0.02, 0.02), "\n".join(more), va="bottom")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number or 'no'} {thing}{'s' * (number != 1)}"
+
+
+def _bins(values: Array) -> Array:
+    """Logarithmic bins over ``values`` with a boundary at 1, the null's edge: none holds noise and spikes."""
+    logs = np.log10(values)
+    step = max(float(np.ptp(logs)), 0.1) / np.clip(2.0 * np.sqrt(values.size), 8, 60)
+    first, last = min(np.floor(logs.min() / step), -1), max(np.floor(logs.max() / step) + 1, 1)
+    return np.asarray(10.0 ** (step * np.arange(first, last + 1)))
+
+
+def _over_edge(weight: LayerWeight) -> Array:
+    """Eigenvalues over their matrix's edge, the one that its spikes are counted by; 0 where a matrix has no noise."""
+    assert weight.matrices is not None
+    stack = oriented(weight.matrices)
+    null = null_of(stack)
+    values = centred_eigenvalues(stack, null.means) if null.shifted else eigenvalues(stack)
+    edges = _edges(values, null, stack.shape[1])[:, None]
+    return np.divide(values, edges, out=np.zeros_like(values), where=edges > 0).ravel()
+
+
+def _edges(values: Array, null: Null, N: int) -> Array:
+    """Return the edges at which :func:`count_spikes` ends: what the spikes carry is taken out of the noise."""
+    k, M = values.shape
+    n_spikes = np.array([count_spikes(values[[i]], replace(null, edges=null.edges[[i]]), N) for i in range(k)])
+    noise = np.where(np.arange(M) < (M - n_spikes)[:, None], values, 0.0).sum(axis=1)
+    total = np.maximum(values.sum(axis=1), np.finfo(np.float64).tiny)
+    left = noise / total * N * M / ((N - n_spikes) * (M - n_spikes))
+    return np.asarray(null.edges * np.minimum(left, 1.0))
+
+
+def _draw_tail(axes: Axes, samples: Sequence[Array], fits: Sequence[PowerLawFit]) -> None:
+    good = sorted((fit.alpha, place) for place, fit in enumerate(fits) if fit.status is Status.SUCCESS)
+    if not good:
+        say(axes, fits[0].status.value)
+        return
+    middle = good[len(good) // 2][1]
+    fit = fits[middle]
+    axes.set(
+        xscale="log", yscale="log", xlim=(_SMALLEST * fit.xmax, 3.0 * fit.xmax), ylim=(0.3 / samples[middle].size, 2.0)
+    )
+    axes.set(xlabel="eigenvalue", ylabel="share of eigenvalues that reach it")
+    for place, sample in enumerate(samples):
+        x = np.sort(sample[sample > 0])
+        share = np.arange(x.size, 0, -1) / sample.size
+        if place == middle:
+            axes.plot(x, share, "o", color=Colour.BLUE, markersize=3.5)
+        else:
+            axes.plot(x, share, color=Colour.FAINT, linewidth=1.2, zorder=1)
+    reach = fit.n_tail / samples[middle].size
+    ends = np.array([fit.xmin, fit.xmax])
+    axes.plot(ends, reach * (ends / fit.xmin) ** (1.0 - fit.alpha), color=Colour.ORANGE, linewidth=2.0)
+    note(axes, (fit.xmin, reach), "xmin: the tail begins", (-6, -6), ha="right", va="top", color=Colour.ORANGE)
+    lines = [
+        f"alpha {fit.alpha:.2f}: line of slope 1 - alpha",
+        f"through {fit.n_tail} eigenvalues, KS distance {fit.D:.2f}",
+    ]
+    if len(samples) > 1:
+        mean = np.mean([alpha for alpha, _ in good])
+        lines += [
+            f"Dots and line: the median of {len(samples)} square windows;",
+            f"the layer's alpha is their mean, {mean:.2f}",
+        ]
+    write(axes, (0.03, 0.04), "\n".join(lines), va="bottom")

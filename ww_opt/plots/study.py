@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import optuna
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt import records, summary
-from ww_opt.plots.drawing import (
-    BLUE, GREEN, GREY, INK, ORANGE, OVER, PINK, SKY, SMALL, UNDER,
-    alpha_axis, blank_figure, note, say, spread, titled, write,
-)  # fmt: skip
+from ww_opt.plots.drawing import OVER, UNDER, Colour, alpha_axis, blank_figure, note, say, spread, titled, write
 from ww_opt.spectral.findings import Finding
 
 __all__ = ["study_figure"]
 
-_LAYER_COLOURS = (BLUE, GREEN, PINK, SKY, INK)
+_LAYER_COLOURS = (Colour.BLUE, Colour.GREEN, Colour.INK, Colour.PINK, Colour.SKY)
 _MAX_NAMED = 12
 """Layers whose curves are named; of more, the first and the last."""
+_MAX_KINDS = 4
+"""Kinds of settings that find room beside each other."""
 
 
 def study_figure(study: optuna.Study) -> Figure:
@@ -49,13 +48,23 @@ def study_figure(study: optuna.Study) -> Figure:
     is_max = study.direction is optuna.study.StudyDirection.MAXIMIZE
     kinds, labels = _settings(trials)
     figure = blank_figure(_story(finished, pick), height=max(4.8, 1.5 + 0.3 * len(labels)))
-    grid = figure.add_gridspec(3, 2 + len(kinds), width_ratios=[3.1, 2.9, *[1.1] * len(kinds)])
-    steps = titled(figure.add_subplot(grid[2, 0]), "Training steps; pruned trials in grey")
+    grid = figure.add_gridspec(3, 2 + len(kinds), width_ratios=[3.0, 3.0, *[1.2] * len(kinds)])
+    steps = titled(figure.add_subplot(grid[2, 0]), "Training steps; grey: pruned")
     scores = figure.add_subplot(grid[:2, 0], sharex=steps)
-    _draw_scores(titled(scores, f"Score; {'higher' if is_max else 'lower'} is better"), trials, pick, is_max)
+    titled(scores, f"Score, {'higher' if is_max else 'lower'} is better; line: best so far")
+    alphas = titled(figure.add_subplot(grid[:, 1]), "Alpha of the pick's layers while it trained")
+    settings = [titled(figure.add_subplot(grid[:, 2 + i]), kind.replace("_", " ")) for i, kind in enumerate(kinds)]
+    _draw_scores(scores, trials, pick, is_max)
     _draw_steps(steps, trials, pick)
-    _draw_alphas(titled(figure.add_subplot(grid[:, 1]), "Alpha of the pick's layers while it trained"), pick)
-    _draw_settings(grid, kinds, labels, _by_score(trials, is_max), pick)
+    _draw_alphas(alphas, pick)
+    shades = _shades(trials, is_max)
+    for kind, axes in zip(kinds, settings, strict=True):
+        _draw_setting(axes, [f"{kind}/{label}" if label else kind for label in labels], shades, pick)
+        axes.set_yticks(range(len(labels)), labels if axes is settings[0] else [""] * len(labels), parse_math=False)
+    if settings:
+        # as long as all of them together: left out of the layout, lest it push them apart
+        key = "orange: the pick; darker blue: better score; grey: pruned"
+        note(settings[0], (0, 0), key, (0, -27), xycoords="axes fraction", in_layout=False)
     return figure
 
 
@@ -71,24 +80,23 @@ def _story(finished: Sequence[FrozenTrial], pick: FrozenTrial | None) -> str:
 def _draw_scores(axes: Axes, trials: Sequence[FrozenTrial], pick: FrozenTrial | None, is_max: bool) -> None:
     done = [trial for trial in trials if trial.state is TrialState.COMPLETE and math.isfinite(trial.values[0])]
     axes.tick_params(labelbottom=False)
-    if not done or pick is None:
-        say(axes, "No trial completed, so there is no score.")
+    if pick is None or not math.isfinite(pick.values[0]):
+        say(axes, "No trial completed with a finite score.")
         return
     numbers, values = [trial.number for trial in done], [trial.values[0] for trial in done]
     best = (np.maximum if is_max else np.minimum).accumulate(values)
-    axes.step([*numbers, trials[-1].number], [*best, best[-1]], where="post", color=INK, linewidth=1.0)
-    axes.plot(numbers, values, "o", color=BLUE, markersize=5)
-    axes.plot(pick.number, pick.values[0], "o", color=ORANGE, markersize=9)
+    axes.step([*numbers, trials[-1].number], [*best, best[-1]], where="post", color=Colour.INK, linewidth=1.0)
+    axes.plot(numbers, values, "o", color=Colour.BLUE, markersize=5)
+    axes.plot(pick.number, pick.values[0], "o", color=Colour.ORANGE, markersize=9)
     axes.margins(y=0.15)
-    outwards = 1 if is_max else -1
-    note(axes, (numbers[0], best[0]), "line: best so far", (7, -outwards * 7), ha="left")
-    side = "left" if pick.number < trials[-1].number / 2 else "right"
-    note(axes, (pick.number, pick.values[0]), f"the pick, trial {pick.number}", (0, outwards * 11), color=ORANGE, ha=side)
+    style = {"color": Colour.ORANGE, "ha": "left" if pick.number < trials[-1].number / 2 else "right"}
+    offset = (0, 11 if is_max else -11)
+    note(axes, (pick.number, pick.values[0]), f"the pick, trial {pick.number}", offset, **style)
 
 
 def _draw_steps(axes: Axes, trials: Sequence[FrozenTrial], pick: FrozenTrial | None) -> None:
     for trial in trials:
-        colour = GREY if trial.state is TrialState.PRUNED else ORANGE if trial is pick else BLUE
+        colour = Colour.GREY if trial.state is TrialState.PRUNED else Colour.ORANGE if trial is pick else Colour.BLUE
         axes.vlines(trial.number, 0, _n_steps(trial), color=colour, linewidth=min(3.5, 140 / len(trials)))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("trial")
@@ -118,22 +126,23 @@ def _draw_alphas(axes: Axes, pick: FrozenTrial | None) -> None:
         axes.plot(*zip(*points, strict=True), ":" if name in small else "-", color=colours[name], linewidth=1.8)
     axes.margins(x=0)
     named = list(curves) if len(curves) <= _MAX_NAMED else [next(iter(curves)), list(curves)[-1]]
+    axes.autoscale_view()
     ends = axes.transAxes.inverted().transform(axes.transData.transform([curves[name][-1] for name in named]))
-    for name, (x, y) in zip(named, np.column_stack([ends[:, 0], spread(ends[:, 1], 0.05)]), strict=True):
-        write(axes, (x + 0.02, y), name + " (too small)" * (name in small), color=colours[name], va="center")
-    step = seen[0][0]
-    note(axes, (step, UNDER), "6: above it, under-trained", (4, 8))
-    note(axes, (step, OVER), "2: below it, very heavy tail", (4, -8))
+    for name, place in zip(named, spread(ends[:, 1], 0.05), strict=True):
+        write(axes, (1.02, place), name, color=colours[name], va="center")
+    note(axes, (seen[0][0], UNDER), f"{OVER:g} to {UNDER:g}: healthy", (5, -9))
+    write(axes, (0.03, 0.98), f"above {UNDER:g}: under-trained", va="top")
+    write(axes, (0.03, 0.02), f"below {OVER:g}: very heavy tail", va="bottom")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axes.set_xlabel("step")
+    axes.set_xlabel("step" + "; dotted: too small to judge" * bool(small))
 
 
-def _colours(names: Sequence[str], small: set[str]) -> dict[str, object]:
+def _colours(names: Sequence[str], small: set[str]) -> dict[str, Any]:
     """Colour layers; those too small to judge are grey; many go from dark to bright with depth."""
     judged = [name for name in names if name not in small]
     shades = colormaps["viridis"](np.linspace(0.0, 0.85, len(judged)))
     shown = _LAYER_COLOURS if len(judged) <= len(_LAYER_COLOURS) else shades
-    return {**dict.fromkeys(names, GREY), **dict(zip(judged, shown, strict=False))}
+    return {**dict.fromkeys(names, Colour.GREY), **dict(zip(judged, shown, strict=False))}
 
 
 def _settings(trials: Sequence[FrozenTrial]) -> tuple[list[str], list[str]]:
@@ -154,7 +163,7 @@ def _shades(trials: Sequence[FrozenTrial], is_max: bool) -> list[tuple[FrozenTri
     pruned = [trial for trial in trials if trial.state is TrialState.PRUNED]
     done = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     done.sort(key=lambda trial: trial.values[0], reverse=not is_max)
-    return [(trial, FAINT) for trial in pruned] + list(
+    return [(trial, Colour.FAINT) for trial in pruned] + list(
         zip(done, colormaps["Blues"](np.linspace(0.35, 1.0, len(done))), strict=True)
     )
 
@@ -168,15 +177,18 @@ def _draw_setting(
         if not own:
             continue
         distribution = own[0][0].distributions[name]
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
         axes.set_xscale("log" if distribution.log else "linear")
-        axes.hlines(row, distribution.low, distribution.high, color=PALE, linewidth=14, zorder=0)
+        axes.fill_between([distribution.low, distribution.high], row - 0.36, row + 0.36, color=Colour.PALE, zorder=0)
         heights = [row + _dodge(trial.number) for trial, _ in own]
         axes.scatter([t.params[name] for t, _ in own], heights, s=13, c=[shade for _, shade in own], linewidths=0)
         if pick is not None and name in pick.params:
-            axes.plot(pick.params[name], row, "D", color=ORANGE, markersize=7, markeredgecolor="white")
+            axes.plot(pick.params[name], row, "D", color=Colour.ORANGE, markersize=7, markeredgecolor="white")
     axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
 
 
 def _dodge(number: int) -> float:
-    """Move a dot up or down by up to 0.2, so that fewer lie on each other; the golden ratio spreads any count."""
-    return 0.4 * (number * 0.6180339887 % 1.0 - 0.5)
+    """Move a dot up or down by up to 0.3, so that fewer lie on each other; the golden ratio spreads any count."""
+    return 0.6 * (number * 0.6180339887 % 1.0 - 0.5)

@@ -1,0 +1,33 @@
+"""Draws the README's figures from a run of the demo.
+
+ww-opt run studies/digits.py --directory RUNS
+python -m docs.figures RUNS
+"""
+
+import sys
+from pathlib import Path
+
+import optuna
+
+from ww_opt.plots import layers_figure, spectrum_figure, study_figure
+from ww_opt.spectral import diagnose
+from ww_opt.study import weights_file
+
+STUDY, LAYER = "digits", "hidden2"
+
+
+def main(runs: Path) -> None:
+    """Draw the study, the layers of its pick and the spectrum of one of them."""
+    host = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{runs}/studies.db")
+    weights = weights_file(runs / STUDY, host.best_trial.number)
+    figures = {
+        "demo": study_figure(host),
+        "layers": layers_figure(diagnose(weights)),
+        "spectrum": spectrum_figure(weights, LAYER),
+    }
+    for name, figure in figures.items():
+        figure.savefig(Path(__file__).with_name(f"{name}.png"), dpi=150)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
