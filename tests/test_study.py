@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -436,12 +435,8 @@ class TestReferences:
 def test_the_distributions_of_a_resumed_study_are_its_own(tmp_path: Path, url: str) -> None:
     """A space that was narrowed meanwhile is searched as it is now."""
     run(quick(n_trials=2), open_study(quick(), url), tmp_path)
-    narrow = replace(tiny.SPACE, lr=FloatDistribution(0.05, 0.06))
+    narrow = replace(tiny.SPACE, lr=FloatDistribution(0.05, 0.06, log=True))
     study = quick(n_trials=4, objective=replace(QUICK, space=narrow))
     host = open_study(study, url)
     run(study, host, tmp_path)
     assert all(0.05 <= value <= 0.06 for trial in host.trials[2:] for value in trial.params.values())
-
-
-def test_a_trial_has_a_date() -> None:
-    assert isinstance(ended(COMPLETE, value=1.0).datetime_start, datetime)

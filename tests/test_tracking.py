@@ -264,8 +264,12 @@ def test_what_is_written_is_not_written_again(
     before = {number: run.info.run_id for number, run in read()[1].items()}
     MlflowClient(uri).set_tag(before[0], "mlflow.note.content", "the user's own words")
     callback(study, study.trials[0])
-    assert MLflowCallback(uri, request.node.name).sync(study) == 0
     assert callback.finish(study) == 0
+    searches, search = [], MlflowClient.search_runs
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "search_runs", lambda *args, **own: searches.append(own) or search(*args, **own))
+        assert MLflowCallback(uri, request.node.name).sync(study) == 0
+    assert len(searches) == 1, "one search for all trials"
     _, children = read()
     assert {number: run.info.run_id for number, run in children.items()} == before
     assert children[0].data.tags["mlflow.note.content"] == "the user's own words"

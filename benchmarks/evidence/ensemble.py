@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state
 
-from ww_opt.layerwise import LayerSettings, apply_dropout, parameter_groups
+from ww_opt.layerwise import Label, LayerSettings, apply_dropout, by_layer, parameter_groups
 from ww_opt.training import Task
 
 __all__ = ["Ensemble", "Look", "Settings"]
@@ -53,18 +53,21 @@ class Ensemble:
 
     Args:
         task: what is trained.
-        settings: of each of the ``k`` configurations, by layer.
+        settings: of each of the ``k`` configurations, by label.
+        label: which layers share their settings.
         seed: of the initial weights and of the order of the data, which all configurations share.
     """
 
-    def __init__(self, task: Task, settings: Sequence[Settings], seed: int = 0) -> None:
+    def __init__(
+        self, task: Task, settings: Sequence[Settings], label: Label = by_layer, seed: int = 0
+    ) -> None:
         torch.manual_seed(seed)
         self.task = task
         self._skeleton = task.build_model()
         members = [copy.deepcopy(self._skeleton) for _ in settings]
         for member, own in zip(members, settings, strict=True):
-            apply_dropout(member, own)
-        groups = [parameter_groups(member, own) for member, own in zip(members, settings, strict=True)]
+            apply_dropout(member, own, label)
+        groups = [parameter_groups(member, own, label) for member, own in zip(members, settings, strict=True)]
         for model in (self._skeleton, *members):
             _replace_dropout(model)
         self._parameters, self._buffers = stack_module_state(members)

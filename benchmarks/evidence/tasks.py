@@ -14,6 +14,7 @@ from torch.optim import SGD, AdamW
 
 from benchmarks.evidence.ensemble import Settings
 from objectives import characters, digits, mnist1d_cnn, mnist1d_mlp
+from ww_opt.layerwise import Label, by_block, by_layer
 from ww_opt.space import LayerwiseSpace
 from ww_opt.training import Task
 
@@ -27,12 +28,13 @@ LOOKS = 20
 _OPTIMIZERS = {"sgd": partial(SGD, lr=0.05, momentum=0.9, fused=True), "adamw": partial(AdamW, lr=1e-3, fused=True)}
 
 
-def _space(optimizer: str, dropout: float) -> LayerwiseSpace:
+def _space(optimizer: str, dropout: float, label: Label) -> LayerwiseSpace:
     adamw = optimizer == "adamw"
     return LayerwiseSpace(
-        lr=FloatDistribution(1e-4, 3e-2 if adamw else 1e-1, log=True),
+        lr=FloatDistribution(3e-4, 3e-2, log=True) if adamw else FloatDistribution(1e-3, 3e-1, log=True),
         weight_decay=FloatDistribution(1e-4, 1.0, log=True) if adamw else FloatDistribution(1e-6, 1e-2, log=True),
         dropout=FloatDistribution(0.0, dropout),
+        label=label,
     )
 
 
@@ -47,6 +49,7 @@ class Case:
         optimizer: ``sgd`` or ``adamw``.
         n_steps: length of a run, a multiple of ``LOOKS``.
         dropout: largest dropout in the space.
+        label: which layers share their settings.
         together: configurations trained at once; as many as the processor's cache likes.
     """
 
@@ -56,6 +59,7 @@ class Case:
     optimizer: str
     n_steps: int
     dropout: float = 0.5
+    label: Label = by_layer
     together: int = 15
 
     @property
@@ -71,7 +75,7 @@ class Case:
     @property
     def space(self) -> LayerwiseSpace:
         """What the configurations are drawn from."""
-        return _space(self.optimizer, self.dropout)
+        return _space(self.optimizer, self.dropout, self.label)
 
     def task(self) -> Task:
         """Build the task."""
@@ -93,13 +97,13 @@ CASES: Sequence[Case] = (
         mnist1d_cnn.make_task,
         {**_CNN, "n_train": 600, "label_noise": 0.4, "batch_norm": True},
         "adamw",
-        400,
+        300,
         0.2,
     ),
     Case("digits_sgd_0", digits.make_task, {**_DIGITS, "n_train": 400}, "sgd", 600),
     Case("digits_sgd_20", digits.make_task, {**_DIGITS, "label_noise": 0.2}, "sgd", 600, 0.3),
     Case("digits_adamw_40", digits.make_task, {**_DIGITS, "label_noise": 0.4}, "adamw", 600, 0.2),
-    Case("characters_adamw_0", characters.make_task, {"n_train": 800, "width": 48}, "adamw", 200, 0.3, together=5),
+    Case("characters_adamw_0", characters.make_task, {"n_train": 800, "width": 48}, "adamw", 240, 0.3, by_block(), 5),
 )  # fmt: skip
 
 

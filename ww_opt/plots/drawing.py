@@ -55,13 +55,12 @@ SMALL = 9.0
 OVER, UNDER = 2.0, 6.0
 """The thresholds on alpha that the findings name."""
 
-_WIDTH = 11.0
 _ALPHA_TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12, 20, 40, 100)
 
 
-def blank_figure(title: str, height: float) -> Figure:
-    """Make a wide figure, ``height`` in inches, whose title says what was found."""
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
+def blank_figure(title: str, height: float, width: float = 11.0) -> Figure:
+    """Make a figure, sides in inches, whose title says what was found."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.006, ha="left", fontsize=13, fontweight="bold", color=Colour.INK, parse_math=False)
     return figure
 

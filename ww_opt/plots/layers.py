@@ -43,8 +43,11 @@ def layers_figure(diagnosis: Diagnosis) -> Figure:
     figure = blank_figure(_story(rows), height=1.8 + 0.3 * len(rows))
     alphas, shares = figure.subplots(1, 2, width_ratios=[2.2, 1.0])
     _draw_alphas(titled(alphas, "Alpha, with its standard error"), rows)
-    is_counted = diagnosis.convention == "default"
-    _draw_shares(titled(shares, "Spikes" if is_counted else "Spikes: not counted in this convention"), rows)
+    if diagnosis.convention == "default":
+        _draw_shares(titled(shares, "Spikes, of all eigenvalues"), rows)
+    else:
+        titled(shares, "Spikes: not counted in this convention").set_xticks([])
+    shares.yaxis.tick_right()
     alphas.set_yticks(range(len(rows)), [f"{row.name}  {row.N} x {row.M}" for row in rows], parse_math=False)
     shares.set_yticks(range(len(rows)), [", ".join(_words(row)) for row in rows], parse_math=False)
     for axes in (alphas, shares):
@@ -73,7 +76,7 @@ def _draw_alphas(axes: Axes, rows: Sequence[LayerDiagnostics]) -> None:
         note(axes, (x, -1.05), text, (0, 0), ha="center")
     for place, row in enumerate(rows):
         if not math.isfinite(row.alpha):
-            note(axes, (low, place), row.fit_status, (4, 0), color=Colour.GREY)
+            note(axes, (low, place), row.fit_status.partition(";")[0], (4, 0), color=Colour.GREY, in_layout=False)
             continue
         marker, colour = next((look for finding, look in _MARKERS.items() if finding in row.findings), _PLAIN)
         axes.hlines(place, max(row.alpha - row.sigma, 1.0), row.alpha + row.sigma, color=colour, linewidth=2, alpha=0.5)
@@ -87,4 +90,3 @@ def _draw_shares(axes: Axes, rows: Sequence[LayerDiagnostics]) -> None:
     axes.bar_label(bars, counts, padding=4, fontsize=SMALL, color=Colour.INK)
     axes.set_xlim(0, 1.5 * max(0.1, *shares))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.yaxis.tick_right()

@@ -86,14 +86,15 @@ def _draw_against_null(axes: Axes, weight: LayerWeight, row: LayerDiagnostics) -
     axes.stairs(heights[:n_noise], bins[: n_noise + 1], baseline=floor, fill=True, color=Colour.FAINT)
     axes.stairs(heights[n_noise:], bins[n_noise:], baseline=floor, fill=True, color=Colour.ORANGE)
     axes.axvline(1.0, color=Colour.INK, linewidth=1.0)
-    axes.set(xlabel="eigenvalue, in units of the null's edge", ylabel="density")
     note(axes, (1.0, 5.0 * top), "up to the null's edge:\nwhat noise can make", (-6, 0), ha="right")
     beyond = f"{_count(row.spikes, 'spike')} beyond it" + ":\nwhat was learnt" * (row.spikes > 0)
     note(axes, (1.0, 5.0 * top), beyond, (6, 0), ha="left", color=Colour.ORANGE)
-    more = [f"{relative.size - shown.size} smaller eigenvalues are not drawn"] if shown.size < relative.size else []
+    words = ["eigenvalue, in units of the null's edge"]
+    if shown.size < relative.size:
+        words.append(f"smaller ones, not drawn: {relative.size - shown.size}")
     if row.traps:
-        more.append(f"{_count(row.traps, 'trap')}: entries of up to {row.largest_entry:.0f} standard deviations")
-    write(axes, (0.02, 0.02), "\n".join(more), va="bottom")
+        words.append(f"{_count(row.traps, 'trap')}: entries of up to {row.largest_entry:.0f} standard deviations")
+    axes.set(xlabel="\n".join(words), ylabel="density")
 
 
 def _count(number: int, thing: str) -> str:
@@ -125,7 +126,7 @@ def _edges(values: Array, null: Null, N: int) -> Array:
     noise = np.where(np.arange(M) < (M - n_spikes)[:, None], values, 0.0).sum(axis=1)
     total = np.maximum(values.sum(axis=1), np.finfo(np.float64).tiny)
     left = noise / total * N * M / ((N - n_spikes) * (M - n_spikes))
-    return np.asarray(null.edges * np.minimum(left, 1.0))
+    return np.asarray(null.edges)
 
 
 def _draw_tail(axes: Axes, samples: Sequence[Array], fits: Sequence[PowerLawFit]) -> None:

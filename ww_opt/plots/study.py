@@ -47,8 +47,9 @@ def study_figure(study: optuna.Study) -> Figure:
     pick = summary.best_of(study, trials)
     is_max = study.direction is optuna.study.StudyDirection.MAXIMIZE
     kinds, labels = _settings(trials)
-    figure = blank_figure(_story(finished, pick), height=max(4.8, 1.5 + 0.3 * len(labels)))
-    grid = figure.add_gridspec(3, 2 + len(kinds), width_ratios=[3.0, 3.0, *[1.2] * len(kinds)])
+    width = 11.0 + 0.15 * max([0, *(len(label) - 8 for label in labels)])  # long names stand twice
+    figure = blank_figure(_story(finished, pick), height=max(4.8, 1.5 + 0.3 * len(labels)), width=width)
+    grid = figure.add_gridspec(3, 2 + len(kinds), width_ratios=[3.0, 3.0, *(3.6 / len(kinds) for _ in kinds)])
     steps = titled(figure.add_subplot(grid[2, 0]), "Training steps; grey: pruned")
     scores = figure.add_subplot(grid[:2, 0], sharex=steps)
     titled(scores, f"Score, {'higher' if is_max else 'lower'} is better; line: best so far")
@@ -95,9 +96,13 @@ def _draw_scores(axes: Axes, trials: Sequence[FrozenTrial], pick: FrozenTrial | 
 
 
 def _draw_steps(axes: Axes, trials: Sequence[FrozenTrial], pick: FrozenTrial | None) -> None:
-    for trial in trials:
-        colour = Colour.GREY if trial.state is TrialState.PRUNED else Colour.ORANGE if trial is pick else Colour.BLUE
-        axes.vlines(trial.number, 0, _n_steps(trial), color=colour, linewidth=min(3.5, 140 / len(trials)))
+    colours = [
+        Colour.GREY if trial.state is TrialState.PRUNED else Colour.ORANGE if trial is pick else Colour.BLUE
+        for trial in trials
+    ]
+    numbers, steps = [trial.number for trial in trials], [_n_steps(trial) for trial in trials]
+    axes.vlines(numbers, 0, steps, colors=colours, linewidth=min(3.5, 140 / max(len(trials), 1)))
+    axes.set_xlim(-1, max([1, *numbers]) + 1)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -130,8 +135,9 @@ def _draw_alphas(axes: Axes, pick: FrozenTrial | None) -> None:
     ends = axes.transAxes.inverted().transform(axes.transData.transform([curves[name][-1] for name in named]))
     for name, place in zip(named, spread(ends[:, 1], 0.05), strict=True):
         write(axes, (1.02, place), name, color=colours[name], va="center")
-    note(axes, (seen[0][0], UNDER), f"{OVER:g} to {UNDER:g}: healthy", (5, -9))
-    write(axes, (0.03, 0.98), f"above {UNDER:g}: under-trained", va="top")
+    # curves come from the upper left
+    write(axes, (0.97, 0.98), f"above {UNDER:g}: under-trained", ha="right", va="top")
+    note(axes, (seen[-1][0], UNDER), f"{OVER:g} to {UNDER:g}: healthy", (-7, -9), ha="right")
     write(axes, (0.03, 0.02), f"below {OVER:g}: very heavy tail", va="bottom")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_xlabel("step" + "; dotted: too small to judge" * bool(small))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ww_opt.spectral.findings import Status
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 __all__ = ["PowerLawFit", "fit_power_law", "fit_power_laws", "hill"]
 
@@ -26,8 +27,9 @@ SHORT = 20
 FLAT = 1e-4
 """ln(max/min) under which eigenvalues count as equal: float32 orthogonal matrices show 1e-6."""
 
-_PROBES = (6, 24)
-_CHUNK = 1 << 19
+_PROBES = np.linspace(0.05, 0.95, 8)
+_AT_ONCE = 4
+_FEW = 48
 
 
 @dataclass(frozen=True)
@@ -118,64 +120,65 @@ def _alphas(y: Array) -> Array:
     return np.asarray(alpha)
 
 
-def _search(y: Array, alpha: Array) -> tuple[NDArray[np.intp], Array]:
+def _search(y: Array, alpha: Array) -> tuple[Indices, Array]:
     """Find each row's start of the tail with the smallest distance (the first one on ties), exactly.
 
-    Lower bounds from a few points of each tail rule out most starts; what is left is evaluated in full, most
-    promising first.
+    Cutting planes: the distance at any one point of a tail bounds its ``D`` from below, and where one tail is worst,
+    its neighbours are bad too. The most promising starts are evaluated in full, the bounds of all others raised at the
+    points where those were worst; a start bounded above the best distance is never evaluated.
     """
     n_rows, n_starts = alpha.shape
-    row, start = np.nonzero(np.isfinite(alpha))
-    best = np.full(n_rows, np.inf)
-    best_start = np.zeros(n_rows, dtype=np.intp)
-    bound = np.zeros(row.size)
-    for n_points in _PROBES if n_starts >= 2 * _PROBES[-1] else ():
-        bound = np.maximum(bound, _distance_at(y, alpha, row, start, n_points))
-        lead = _first_of_each(row, bound, n_rows)
-        _improve(y, alpha, row[lead], start[lead], best, best_start)
-        keep = bound <= best[row]
-        row, start, bound = row[keep], start[keep], bound[keep]
-    order = np.argsort(bound, kind="stable")
-    row, start, bound = row[order], start[order], bound[order]
-    step = max(_CHUNK // (n_starts + 1), 1)
-    while row.size:
-        _improve(y, alpha, row[:step], start[:step], best, best_start)
-        keep = bound[step:] <= best[row[step:]]
-        row, start, bound = row[step:][keep], start[step:][keep], bound[step:][keep]
+    n_at_once = n_starts if n_starts <= _FEW else _AT_ONCE
+    best, best_start = np.full(n_rows, np.inf), np.zeros(n_rows, dtype=np.intp)
+    bound = np.where(np.isfinite(alpha), 0.0, np.inf)
+    if n_at_once < n_starts:
+        starts = np.arange(n_starts)[:, None]
+        bound = _raised(bound, y, alpha, (starts + _PROBES * (n_starts - starts)).astype(np.intp)[None])
+    open_rows = np.arange(n_rows)
+    while open_rows.size:
+        y_open, alpha_open, bound_open = y[open_rows], alpha[open_rows], bound[open_rows]
+        chosen = np.argpartition(bound_open, n_at_once - 1, axis=1)[:, :n_at_once]
+        distance, worst = _in_full(y_open, alpha_open, chosen)
+        least = distance.min(axis=1)
+        first = np.where(distance == least[:, None], chosen, n_starts).min(axis=1)
+        better = (least < best[open_rows]) | ((least == best[open_rows]) & (first < best_start[open_rows]))
+        best[open_rows[better]], best_start[open_rows[better]] = least[better], first[better]
+        if n_at_once == n_starts:
+            break
+        bound_open = _raised(bound_open, y_open, alpha_open, worst[:, None, :])
+        np.put_along_axis(bound_open, chosen, np.inf, axis=1)
+        bound[open_rows] = bound_open
+        open_rows = open_rows[bound_open.min(axis=1) <= best[open_rows]]
     return best_start, best
 
 
-def _first_of_each(row: NDArray[np.intp], bound: Array, n_rows: int) -> NDArray[np.intp]:
-    order = np.lexsort((bound, row))
-    first = np.searchsorted(row[order], np.arange(n_rows))
-    return order[first[first < order.size]]
+def _raised(bound: Array, y: Array, alpha: Array, points: Indices) -> Array:
+    """Raise the bounds ``(B, n - 1)`` to the largest distance of each start's tail at the points.
 
-
-def _distance_at(y: Array, alpha: Array, row: NDArray[np.intp], start: NDArray[np.intp], n_points: int) -> Array:
-    """Largest distance over ``n_points`` spread over each tail: a lower bound of ``D``."""
-    count = y.shape[1] - start
-    place = ((np.arange(1, n_points + 1) / n_points) * (count[:, None] - 1)).astype(np.intp)
-    gap = y[row[:, None], start[:, None] + place] - y[row, start][:, None]
-    return np.asarray(
-        np.abs(1.0 - np.exp((1.0 - alpha[row, start])[:, None] * gap) - place / count[:, None]).max(axis=1)
-    )
-
-
-def _improve(
-    y: Array, alpha: Array, row: NDArray[np.intp], start: NDArray[np.intp], best: Array, best_start: NDArray[np.intp]
-) -> None:
-    """Evaluate ``D`` in full for the given starts and keep the smallest of each row, in place."""
-    n = y.shape[1]
-    place = np.arange(n)[None, :] - start[:, None]
-    gap = y[row] - y[row, start][:, None]
+    ``points``, indices into the sample, broadcasts to ``(B, n - 1, c)``; before its tail begins a start has distance 0.
+    """
+    starts = np.arange(alpha.shape[1])[:, None]
+    rows = np.arange(len(y))[:, None, None]
+    gap = y[rows, points] - y[:, :-1, None]
     np.maximum(gap, 0.0, out=gap)
-    gap *= (1.0 - alpha[row, start])[:, None]
+    gap *= (1.0 - alpha)[:, :, None]
     np.exp(gap, out=gap)
-    # before the tail begins, both distributions count as 0
-    distance = np.abs(1.0 - gap - np.maximum(place, 0) / (n - start)[:, None]).max(axis=1)
-    for r, s, d in zip(row.tolist(), start.tolist(), distance.tolist(), strict=True):
-        if d < best[r] or (d == best[r] and s < best_start[r]):
-            best[r], best_start[r] = d, s
+    gap += np.maximum(points - starts, 0) / (y.shape[1] - starts) - 1.0
+    return np.asarray(np.fmax(bound, np.abs(gap, out=gap).max(axis=2)))
+
+
+def _in_full(y: Array, alpha: Array, chosen: Indices) -> tuple[Array, Indices]:
+    """Evaluate ``D`` of the chosen starts, shape ``(B, c)``; also the index of the point where each is attained."""
+    n = y.shape[1]
+    gap = y[:, None, :] - np.take_along_axis(y, chosen, axis=1)[:, :, None]
+    np.maximum(gap, 0.0, out=gap)  # before the tail begins, both distributions count as 0
+    gap *= (1.0 - np.take_along_axis(alpha, chosen, axis=1))[:, :, None]
+    np.exp(gap, out=gap)
+    gap += np.maximum(np.arange(n) - chosen[:, :, None], 0) / (n - chosen)[:, :, None] - 1.0
+    distance = np.abs(gap, out=gap)
+    worst = distance.argmax(axis=2)
+    largest = np.take_along_axis(distance, worst[:, :, None], axis=2)[:, :, 0]
+    return np.where(np.isnan(largest), np.inf, largest), worst
 
 
 def hill(values: Array, share: float = 0.5) -> float:

@@ -1,0 +1,1 @@
+"""``python -m benchmarks.evidence``: train what is missing, then judge every score."""
