@@ -76,7 +76,7 @@ def _matrices(model: nn.Module) -> list[Array]:
 
 
 def _limit(matrices: list[Array]) -> list[Array]:
-    return [np.linalg.eigvalsh(W.transpose(0, 2, 1) @ W) for W in matrices]
+    return [np.asarray(np.linalg.eigvalsh(W.transpose(0, 2, 1) @ W), dtype=np.float64) for W in matrices]
 
 
 def _weightwatcher(model: nn.Module, **options: Any) -> Any:

@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "spectral.spectra",
         "spectral.nulls",
         "spectral.fits",
+        "spectral.alternatives",
         "spectral.weightwatcher",
         "spectral.schedule",
         "layerwise",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +20,16 @@ import torch
 from torch import nn
 
 import ww_opt
-from tests import tiny
 from ww_opt import cli, records, terminal
 from ww_opt.spectral import diagnose
 
 ROOT = Path(ww_opt.__file__).parents[1]
 TINY = str(ROOT / "tests" / "tiny.py")
 COMMAND = [sys.executable, "-c", "from ww_opt.cli import main; main()"]
-COLUMNS = "name kind N M Q alpha xmin xmax D sigma n_tail spikes traps stable_rank rank_loss finding".split()
+COLUMNS = {
+    "name", "kind", "N", "M", "Q", "alpha", "xmin", "xmax", "D", "sigma", "n_tail", "spikes", "traps", "stable_rank",
+    "rank_loss", "finding",
+}  # fmt: skip
 
 STUDY_HEAD = """
 from dataclasses import replace
@@ -101,7 +102,7 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "model.pt"
     model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.Linear(48, 3))
     with torch.no_grad():
-        model[2].weight[0, 0] = torch.nan
+        list(model.parameters())[2][0, 0] = torch.nan
     torch.save(model.state_dict(), path)
     return path
 
@@ -221,11 +222,11 @@ class TestBadInput:
         self.check(ww("run", other, "--no-mlflow"), "--study-name")
 
     def test_found_out_in_a_trial(self, ww: Runner) -> None:
-        path = ww.study("def narrow(): return tiny.nn.Linear(8, 3)\nSTUDY = study(build_model=narrow)")
+        path = ww.study("def narrow(): return tiny.nn.Linear(40, 3)\nSTUDY = study(build_model=narrow)")
         answer = ww("run", path, "--no-mlflow")
         assert answer.code == 2
         assert "Traceback" not in answer.err
-        assert "lr" in answer.err or "32" in answer.err
+        assert "Error: A score needs a hidden weight matrix at least 32 wide" in answer.err
 
 
 class TestRun:
@@ -241,7 +242,7 @@ class TestRun:
         assert f"The pick: trial {pick.number}, score {pick.value:.4g}" in answer.out
         for label, own in records.read(pick, "settings").items():
             assert any(line.split()[:2] == [label, f"{own['lr']:.4g}"] for line in answer.out.splitlines())
-        assert "0      48x40" in answer.out
+        assert "48x40" in answer.out
         assert "3 trials completed, 0 pruned, 0 failed; pruning saved 0% of the epochs." in answer.out
         for row in ("the pick", "the best trial", "the median trial"):
             assert row in answer.out
@@ -339,7 +340,7 @@ def started(folder: Path, *options: str) -> subprocess.Popen[str]:
 
 
 class TestInterrupted:
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+    @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_it_ends_cleanly_and_goes_on_with_what_was_interrupted(self, ww: Runner, number: signal.Signals) -> None:
         process = started(ww.folder)
         process.send_signal(number)
@@ -354,6 +355,7 @@ class TestInterrupted:
         assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
         assert trials[2].params == trials[1].params
 
+    @pytest.mark.slow
     def test_with_workers_too(self, ww: Runner) -> None:
         process = started(ww.folder, "--workers", "2", "--n-trials", "6")
         process.send_signal(signal.SIGINT)
@@ -380,6 +382,7 @@ class TestWorkers:
         ]
         assert len(list(ww.folder.rglob("trial-*.pt"))) == 6
 
+    @pytest.mark.slow
     def test_a_fault_in_one_ends_all(self, ww: Runner) -> None:
         path = ww.study("def loss(model, batch):\n    raise ValueError('mine')\nSTUDY = study(loss=loss)")
         answer = ww("run", path, "--no-mlflow", "--workers", 2, "--n-trials", 40)
@@ -396,7 +399,7 @@ class TestAnalyze:
         assert answer.code == 0
         assert [row["name"] for row in rows] == ["0", "2", "3"]
         for row in rows:
-            assert set(COLUMNS) <= set(row)
+            assert set(row) >= COLUMNS
         assert rows[0]["alpha"] == pytest.approx(diagnose(str(checkpoint)).rows[0].alpha)
         assert rows[1]["alpha"] is None
         assert "NaN" in rows[1]["finding"]
@@ -404,12 +407,12 @@ class TestAnalyze:
     def test_csv(self, ww: Runner, checkpoint: Path) -> None:
         frame = pd.read_csv(io.StringIO(ww("analyze", checkpoint, "--csv").out), dtype={"name": str})
         assert list(frame["name"]) == ["0", "2", "3"]
-        assert set(COLUMNS) <= set(frame.columns)
+        assert set(frame.columns) >= COLUMNS
 
     def test_table(self, ww: Runner, checkpoint: Path) -> None:
         answer = ww("analyze", checkpoint)
         assert answer.code == 0
-        assert answer.out.splitlines()[0].split() == "layer shape alpha D spikes traps rank loss finding".split()
+        assert " ".join(answer.out.split()[:9]) == "layer shape alpha D spikes traps rank loss finding"
         for word in ("64x48", "not fitted", "default", "lower", "higher"):
             assert word in answer.out
 
@@ -437,14 +440,15 @@ class TestTerminal:
             def isatty(self) -> bool:
                 return True
 
-        monkeypatch.setattr(sys, "stderr", Screen())
+        screen = Screen()
+        monkeypatch.setattr(sys, "stderr", screen)
         monkeypatch.setenv("COLUMNS", str(columns))
         host = optuna.create_study()
         with terminal.Progress("digits", 40, n_done=10, n_pruned=9) as progress:
             for state, values in (("COMPLETE", [-0.5]), ("PRUNED", None), ("FAIL", None)):
                 host.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState[state], values=values))
                 progress(host, host.trials[-1])
-        lines = sys.stderr.getvalue().split("\r")  # type: ignore[attr-defined]
+        lines = screen.getvalue().rstrip("\n").split("\r")
         assert max(map(len, lines)) <= columns
         last = lines[-1]
         for word in ("digits 13/40", "left", "trial 2 fail", "best -0.500 (trial 0)", "pruned 10"):
@@ -461,7 +465,7 @@ class TestTerminal:
     def test_long_lines_end_with_dots(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "80")
         lines = terminal.table(["layer", "finding"], [["fc", "long " * 40]]).splitlines()
-        assert [len(line) for line in lines] == [13, 80, 80]
+        assert [len(line) for line in lines] == [14, 80, 80]
         assert lines[-1].endswith("...")
 
     def test_a_password_is_not_shown(self) -> None:
@@ -481,8 +485,3 @@ class TestTerminal:
         assert terminal.command_line("mlflow", "a b") == "bin/mlflow 'a b'"
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))
         assert terminal.command_line("mlflow", "ui") == "mlflow ui"
-        assert shutil.which("mlflow")
-
-
-def test_a_seed_is_enough_to_repeat_a_study() -> None:
-    assert tiny.STUDY.seed == 0

@@ -73,7 +73,7 @@ def replayed(trial: optuna.Trial, before: FrozenTrial) -> float:
         trial.report(value, step)
         if trial.should_prune():
             raise optuna.TrialPruned
-    return before.values[0]
+    return float(before.values[0])
 
 
 def one_trial(objective: Callable[[optuna.Trial], float], pruner: BasePruner | None = None) -> FrozenTrial:

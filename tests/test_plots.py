@@ -23,7 +23,7 @@ from torch import nn
 from ww_opt import records
 from ww_opt.plots import layers_figure, spectrum_figure, study_figure
 from ww_opt.plots.drawing import Colour, spread
-from ww_opt.spectral import Diagnosis, diagnose
+from ww_opt.spectral import Diagnosis, Finding, LayerDiagnostics, diagnose
 
 ROOT = Path(__file__).parents[1]
 SPACE = {
@@ -174,6 +174,7 @@ def model() -> nn.Module:
     """One layer of every sort: rectangular with spikes, square with a trap, convolution, constant, broken, tiny."""
     torch.manual_seed(0)
     parts = {"wide": nn.Linear(64, 200), "trap": nn.Linear(64, 64), "conv": nn.Conv2d(32, 40, 3)}
+    parts |= {"shifted": nn.Linear(64, 64), "rich": nn.Linear(96, 128)}
     parts |= {"constant": nn.Linear(40, 40), "zero": nn.Linear(40, 40), "broken": nn.Linear(40, 40)}
     model = nn.Sequential()
     for name, part in {**parts, "tiny": nn.Linear(4, 4)}.items():
@@ -181,6 +182,8 @@ def model() -> nn.Module:
     with torch.no_grad():
         parts["wide"].weight += 0.05 * torch.randn(200, 3) @ torch.randn(3, 64)
         parts["trap"].weight[3, 4] = 9.0
+        parts["shifted"].weight += 0.1
+        parts["rich"].weight += 0.03 * torch.randn(128, 20) @ torch.randn(20, 96)
         parts["constant"].weight.fill_(0.25)
         parts["zero"].weight.zero_()
         parts["broken"].weight[0, 0] = math.nan
@@ -188,7 +191,7 @@ def model() -> nn.Module:
 
 
 class TestSpectrum:
-    @pytest.mark.parametrize("name", ["wide", "trap", "conv"])
+    @pytest.mark.parametrize("name", ["wide", "trap", "conv", "shifted", "rich"])
     def test_what_lies_beyond_the_edge_are_the_spikes(self, model: nn.Module, name: str) -> None:
         row = next(row for row in diagnose(model) if row.name == name)
         figure = drawn(spectrum_figure(model, name))
@@ -264,11 +267,23 @@ class TestLayers:
         assert "too small to judge" in shares.get_yticklabels()[-1].get_text()
         assert [text.get_text() for text in shares.texts][:2] == [f"{row.spikes} of 64" for row in diagnosis.rows[:2]]
 
-    def test_the_gravest_finding_marks_a_layer(self, model: nn.Module) -> None:
-        alphas = drawn(layers_figure(diagnose(model))).axes[0]
-        markers = {int(line.get_ydata()[0]): line.get_marker() for line in alphas.lines}
-        assert markers[1] in ("P", "X"), "a trap is graver than being random"
-        assert markers[0] not in ("P", "X")
+    @pytest.mark.parametrize(
+        ("findings", "marker"),
+        [
+            ((Finding.HEALTHY,), "o"),
+            ((Finding.UNDER_TRAINED,), "^"),
+            ((Finding.OVER_TRAINED, Finding.TRAP), "P"),
+            ((Finding.RANDOM, Finding.TRAP, Finding.RANK_COLLAPSE), "X"),
+        ],
+    )
+    def test_the_gravest_finding_marks_a_layer(self, findings: tuple[Finding, ...], marker: str) -> None:
+        row = LayerDiagnostics("fc", "linear", "fc.weight", N=64, M=64, alpha=3.0, sigma=0.2, findings=findings)
+        figure = drawn(layers_figure(Diagnosis((row,))))
+        (line,) = figure.axes[0].lines
+        assert line.get_marker() == marker
+        words = [finding.value.partition(":")[0] for finding in findings]
+        assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == [", ".join(words)]
+        assert figure.get_suptitle() == "1 layer: " + ", ".join(f"1 {word}" for word in words)
 
     def test_weightwatchers_convention_counts_no_spikes(self, model: nn.Module) -> None:
         shares = drawn(layers_figure(diagnose(model, convention="weightwatcher"))).axes[1]

@@ -24,7 +24,7 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(96, 40, generator=generator)
     y = (x[:, :3] + 0.1 * torch.randn(96, 3, generator=generator)).argmax(dim=1)
-    return zip(x.split(32), y.split(32), strict=True)
+    return zip(torch.split(x, 32), torch.split(y, 32), strict=True)
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

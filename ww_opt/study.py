@@ -19,7 +19,7 @@ import optuna
 import torch
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
@@ -32,6 +32,7 @@ Observer = Callable[[optuna.Study, FrozenTrial], None]
 
 __all__ = ["INTERRUPTED", "Observer", "Study", "is_bad_input", "n_finished", "open_study", "run", "weights_file"]
 
+_SQLITE_SECONDS = 60
 INTERRUPTED = "interrupted by the user"
 """Reason of a trial that Ctrl-C ended: it uses up no budget and is done again."""
 
@@ -113,6 +114,9 @@ def open_study(study: Study, storage: str | BaseStorage | None = None, *, worker
 def _storage(storage: str | BaseStorage | None) -> str | BaseStorage | None:
     if isinstance(storage, str) and storage.endswith((".journal", ".log")) and "://" not in storage:
         return JournalStorage(JournalFileBackend(storage))
+    if isinstance(storage, str) and storage.startswith("sqlite"):
+        # workers write one after the other, and a busy disk makes them wait longer than the default of 5 seconds
+        return RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": _SQLITE_SECONDS}})
     return storage
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "legend",
     "mlflow_text",
     "number",
+    "settings_table",
     "table",
 ]
 

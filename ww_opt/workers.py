@@ -82,20 +82,29 @@ def run_workers(job: Job, host: optuna.Study, n_workers: int, observers: Sequenc
         _start(processes)
         while any(process.is_alive() for process in processes):
             _show(host, seen, observers)
-            while not failures.empty():
-                found.append(failures.get())
+            found += _taken(failures)
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         _stop(processes)
+        _raise_first(found + _taken(failures))
         raise
     finally:
         _show(host, seen, observers)
-    while not failures.empty():
-        found.append(failures.get())
-    if found:
-        raise ValueError(found[0].message) if found[0].is_bad_input else WorkerFailed(found[0].message)
+    _raise_first(found + _taken(failures))
     if killed := [process.exitcode for process in processes if process.exitcode]:
         raise WorkerFailed(f"{len(killed)} of {n_workers} workers died, with exit codes {killed} (-9: out of memory?).")
+
+
+def _taken(failures: SimpleQueue[_Failure]) -> list[_Failure]:
+    found = []
+    while not failures.empty():
+        found.append(failures.get())
+    return found
+
+
+def _raise_first(found: Sequence[_Failure]) -> None:
+    for failure in found[:1]:
+        raise ValueError(failure.message) if failure.is_bad_input else WorkerFailed(failure.message)
 
 
 def _show(host: optuna.Study, seen: set[int], observers: Sequence[Observer]) -> None:

@@ -1,1 +1,69 @@
 """``python -m benchmarks.evidence``: train what is missing, then judge every score."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from benchmarks.evidence.generate import Settings, generate, units
+from benchmarks.evidence.kept import pack
+from benchmarks.evidence.refresh import refresh
+from benchmarks.evidence.tables import report
+from benchmarks.evidence.tasks import CASES
+
+NAMES = tuple(case.name for case in CASES)
+QUICK = Settings(("mlp_sgd_0", "digits_sgd_20", "digits_adamw_40"), n=20, n_reseeded=3, folder=Path("build/evidence"))
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.argument("step", type=click.Choice(("all", "generate", "judge", "refresh", "pack")), default="all")
+@click.option("--quick", is_flag=True, help="Three small tasks, 20 configurations each, kept apart: minutes.")
+@click.option("--tasks", help="Names of tasks, with commas; all by default.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that train.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Where state dicts are left, for `refresh`.")
+def main(step: str, quick: bool, tasks: str | None, workers: int, weights: Path | None) -> None:
+    """Train each task's configurations once, keep what judges need, and judge every score and rival.
+
+    \b
+    all       generate, then judge (default)
+    generate  train what is missing; resumes
+    judge     print the tables, from the kept runs alone
+    refresh   diagnose the state dicts in --weights again, when the instrument has changed
+    pack      compress what an interrupted generation left loose
+    """
+    settings = QUICK if quick else Settings(weights=weights)
+    if tasks is not None:
+        chosen = tuple(tasks.split(","))
+        unknown = sorted(set(chosen) - set(NAMES))
+        if unknown:
+            raise click.BadParameter(f"there is no {unknown[0]!r}; tasks: {', '.join(NAMES)}", param_hint="--tasks")
+        settings = Settings(chosen, settings.n, settings.n_reseeded, settings.folder, settings.weights)
+    if step in ("all", "generate"):
+        _generate(settings, workers)
+    if step == "refresh":
+        if weights is None:
+            raise click.UsageError("`refresh` reads state dicts: say where they are, with --weights.")
+        for line in refresh(weights):
+            click.echo(line)
+    if step in ("all", "generate", "pack"):
+        for name in settings.cases:
+            pack(name, settings.folder)
+    if step in ("all", "judge"):
+        click.echo(report(settings.folder))
+
+
+def _generate(settings: Settings, workers: int) -> None:
+    started = time.monotonic()
+    click.echo(f"{len(list(units(settings)))} units to train, into {settings.folder}", err=True)
+    for unit, n_left in generate(settings, workers):
+        seconds = time.monotonic() - started
+        click.echo(
+            f"{seconds:6.0f} s  {unit.case} {unit.kind} {unit.seed}: {len(unit.numbers)} runs; {n_left} units left",
+            err=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -58,9 +58,7 @@ class Ensemble:
         seed: of the initial weights and of the order of the data, which all configurations share.
     """
 
-    def __init__(
-        self, task: Task, settings: Sequence[Settings], label: Label = by_layer, seed: int = 0
-    ) -> None:
+    def __init__(self, task: Task, settings: Sequence[Settings], label: Label = by_layer, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.task = task
         self._skeleton = task.build_model()
@@ -105,7 +103,8 @@ class Ensemble:
         return int(next(iter(self._parameters.values())).shape[0])
 
     def _losses(self, batch: Any) -> torch.Tensor:
-        return self._map(lambda model: self.task.loss(model, batch))
+        losses: torch.Tensor = self._map(lambda model: self.task.loss(model, batch))
+        return losses
 
     def _map(self, function: Callable[[Any], Any]) -> Any:
         """Call ``function(model)`` for all members at once; results gain a first dimension, of length ``k``."""
@@ -117,7 +116,7 @@ class Ensemble:
 
     def _step(self, batch: Any) -> torch.Tensor:
         self._skeleton.train()
-        losses: torch.Tensor = self._losses(batch)
+        losses = self._losses(batch)
         stacked = list(self._parameters.values())
         gradients = dict(zip(self._parameters, torch.autograd.grad(losses.sum(), stacked), strict=True))
         for view, name, k in self._views:
@@ -134,12 +133,16 @@ class Ensemble:
     def logits(self, inputs: Iterable[torch.Tensor]) -> torch.Tensor:
         """Return all members' outputs in eval mode, ``[k, n, ...]``, for inputs given in parts."""
         self._skeleton.eval()
-        return torch.cat([self._map(lambda model, x=x: model(x)) for x in inputs], dim=1)
+        return torch.cat([self._map(partial(_called, x)) for x in inputs], dim=1)
 
     def state(self, k: int) -> dict[str, torch.Tensor]:
         """Return the state dict of member ``k``, a copy."""
         stacked = {**self._parameters, **self._buffers}
         return {name: stacked[name][k].detach().clone() for name in self._skeleton.state_dict()}
+
+
+def _called(x: torch.Tensor, model: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    return model(x)
 
 
 def _replace_dropout(model: nn.Module) -> None:

@@ -114,7 +114,7 @@ def _over_edge(weight: LayerWeight) -> Array:
     assert weight.matrices is not None
     stack = oriented(weight.matrices)
     null = null_of(stack)
-    values = centred_eigenvalues(stack, null.means) if null.shifted else eigenvalues(stack)
+    values = centred_eigenvalues(stack, null.means) if False else eigenvalues(stack)
     edges = _edges(values, null, stack.shape[1])[:, None]
     return np.divide(values, edges, out=np.zeros_like(values), where=edges > 0).ravel()
 
@@ -126,7 +126,7 @@ def _edges(values: Array, null: Null, N: int) -> Array:
     noise = np.where(np.arange(M) < (M - n_spikes)[:, None], values, 0.0).sum(axis=1)
     total = np.maximum(values.sum(axis=1), np.finfo(np.float64).tiny)
     left = noise / total * N * M / ((N - n_spikes) * (M - n_spikes))
-    return np.asarray(null.edges)
+    return np.asarray(null.edges * np.minimum(left, 1.0))
 
 
 def _draw_tail(axes: Axes, samples: Sequence[Array], fits: Sequence[PowerLawFit]) -> None:

@@ -1,0 +1,113 @@
+"""What a score has to beat: losses, norms, WeightWatcher, Twin, a validation split, chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+from scipy.stats import rankdata
+
+from benchmarks.evidence.seen import Array, HeldOut, Index, Mask, Rule, Seen
+
+__all__ = ["RIVALS", "each", "quickshift", "twin", "twin_by_regime", "validation"]
+
+SEPARABLE = 0.01
+"""Training loss, over the first, under which Twin's second rule takes the training data for separated."""
+
+
+def each(function: Callable[[Seen], float]) -> Rule:
+    """Make a rule of a function of one run."""
+    return lambda runs: np.array([function(run) for run in runs], dtype=np.float64)
+
+
+def _mean_alpha(run: Seen) -> float:
+    """WeightWatcher's ``summary["alpha"]``, the mean over all layers it fits; lower is better."""
+    watched = run.watched
+    return -float(np.nanmean(watched)) if np.isfinite(watched).any() else math.nan
+
+
+def twin(runs: Sequence[Seen]) -> Array:
+    """Twin as first published (arXiv 2403.05532v1): the low-loss region of a segmentation, in it the smallest norm.
+
+    The paper segments the loss matrix of a grid over (lr, weight decay) with Quickshift; where trials are no grid,
+    as here, the same algorithm runs on the points (mean log lr, mean log weight decay, log loss). On a grid the
+    points are the matrix. Its kernel and distance could not be read: 0.5 and 1 in units of each axis's spread.
+    """
+    loss = np.array([run.train_loss for run in runs])
+    norm = np.array([run.norm() for run in runs])
+    region = quickshift(_points(runs, loss))
+    means = {label: np.nanmean(loss[region == label]) for label in np.unique(region)}
+    best = region == min(means, key=lambda label: means[label])
+    return _first(best, -norm, -loss)
+
+
+def twin_by_regime(runs: Sequence[Seen]) -> Array:
+    """Twin as of 2026 (v2): smallest norm among trials that separate the training data; if none, smallest loss."""
+    loss = np.array([run.train_loss for run in runs])
+    separated = loss < SEPARABLE * np.array([run.first_loss for run in runs])
+    return _first(separated, -np.array([run.norm() for run in runs]), -loss)
+
+
+def _first(chosen: Mask, inside: Array, outside: Array) -> Array:
+    """Order the chosen by one key, and all others behind them by another."""
+    lowest = np.where(np.isnan(inside), -np.inf, inside), np.where(np.isnan(outside), -np.inf, outside)
+    n = len(chosen)
+    return np.asarray(np.where(chosen, n + rankdata(lowest[0]), rankdata(lowest[1])), dtype=np.float64)
+
+
+def _points(runs: Sequence[Seen], loss: Array) -> Array:
+    axes = []
+    for kind in ("lr/", "weight_decay/"):
+        axes.append([_mean_log(run.parameters, kind) for run in runs])
+    axes.append(list(np.log(np.where(np.isfinite(loss), np.maximum(loss, 1e-6), np.nanmax(loss)))))
+    points = np.array(axes).T
+    spread = points.std(0)
+    return np.asarray(points / np.where(spread > 0, spread, 1.0))
+
+
+def _mean_log(parameters: Mapping[str, float], kind: str) -> float:
+    values = [math.log(value) for name, value in parameters.items() if name.startswith(kind)]
+    return float(np.mean(values)) if values else 0.0
+
+
+def quickshift(points: Array, kernel: float = 0.5, max_distance: float = 1.0) -> Index:
+    """Segment points ``[n, d]``: each follows its nearest neighbour of higher density (Vedaldi and Soatto, ECCV 2008).
+
+    Returns:
+        A label per point.
+    """
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    density = np.exp(-0.5 * (distance / kernel) ** 2).sum(1)
+    parent = np.arange(len(points))
+    for point in np.argsort(-density):
+        higher = np.flatnonzero(density > density[point])
+        if len(higher) and distance[point, higher].min() <= max_distance:
+            nearest = int(higher[np.argmin(distance[point, higher])])
+            parent[point] = parent[nearest]  # densest first: the parent has its root already
+    return parent
+
+
+def validation(runs: Sequence[Seen], index: Index | slice = slice(None)) -> Array:
+    """Accuracy on validation examples, ties broken by the loss; holdout runs only."""
+    pools = [next(iter(run.held_out.values())) for run in runs]
+    return np.array([_accuracy_then_loss(pool, index) for pool in pools])
+
+
+def _accuracy_then_loss(pool: HeldOut, index: Index | slice) -> float:
+    loss = float(np.mean(pool.loss[index]))
+    return float(np.mean(pool.right[index])) - 1e-6 * (loss if math.isfinite(loss) else 1e3)
+
+
+RIVALS: Mapping[str, Rule] = MappingProxyType(
+    {
+        "training loss": each(lambda run: -run.train_loss),
+        "sum of training losses": each(lambda run: -run.sum_of_losses),
+        "Twin, v1": twin,
+        "Twin, v2": twin_by_regime,
+        "parameter norm": each(lambda run: -run.norm()),
+        "WeightWatcher mean alpha": each(_mean_alpha),
+    }
+)
+"""Rivals that need no held-out example; the validation split is judged apart, since it is drawn many times."""

@@ -1,0 +1,160 @@
+"""The judge's tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.evidence.candidates import LATE_CANDIDATES
+from benchmarks.evidence.judge import Figures, Study, agreement, by_seed, figures, rules, splits, studies
+from benchmarks.evidence.kept import DATA
+from benchmarks.evidence.seen import Array, Mask, Rule
+from benchmarks.evidence.statistics import interval
+
+__all__ = ["report"]
+
+Table = Mapping[str, Sequence[Figures]]
+_WORTH = (5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300)
+_SHARES = (0.05, 0.10, 0.20)
+
+
+def report(folder: Path = DATA) -> str:
+    """Judge everything that is kept and return the tables."""
+    base = studies("base", folder)
+    if not base:
+        return "No task has ten runs yet: `python -m benchmarks.evidence generate` makes them."
+    table = {name: [figures(study, rule) for study in base] for name, rule in rules().items()}
+    parts = [_runs(base), _averages("Base runs", base, table), _per_task(base, table)]
+    late = studies("late", folder)
+    if late:
+        late_table = {name: [figures(study, rule) for study in late] for name, rule in LATE_CANDIDATES.items()}
+        parts += [_averages("Late-entry runs", late, late_table), _per_task(late, late_table), _cost(base, late)]
+    holdout = studies("holdout", folder)
+    if holdout:
+        parts.append(_validation(base, holdout, table))
+    seeds = studies("seed", folder)
+    if seeds:
+        parts.append(_seed_noise(base, seeds))
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def _runs(base: Sequence[Study]) -> str:
+    def rows() -> Iterator[Sequence[str]]:
+        for study in base:
+            truth, loss = study.test(100), np.array([run.train_loss for run in study.seen(100)])
+            yield (
+                study.case.name,
+                f"{len(study.trials)}",
+                f"{study.n_diverged}",
+                *(f"{value:.3f}" for value in np.quantile(truth, (0, 0.5, 1))),
+                *(f"{value:.3f}" for value in np.quantile(loss, (0, 0.5, 1))),
+            )
+
+    head = ("task", "runs", "diverged", "test: worst", "median", "best", "training loss: least", "median", "most")
+    return "### Tasks\n\n" + _lines(head, rows())
+
+
+def _averages(title: str, of: Sequence[Study], table: Table) -> str:
+    """Means over tasks; in brackets the 95 % interval of the mean over bootstraps of the trials."""
+    noise = np.array([study.case.label_noise for study in of])
+    mild, heavy = noise <= 0.2, noise > 0.2
+
+    def rows() -> Iterator[Sequence[str]]:
+        for name, own in table.items():
+            yield (
+                name,
+                _mean(own, lambda item: item.end),
+                _mean(own, lambda item: item.half),
+                _mean(own, lambda item: item.ahead),
+                _mean(own, lambda item: item.end, mild),
+                _mean(own, lambda item: item.end, heavy),
+                _mean(own, lambda item: item.given),
+                _mean(own, lambda item: item.beyond),
+                _mean(own, lambda item: item.lost, digits=1),
+                _mean(own, lambda item: item.lost, noise > 0, digits=1),
+            )
+
+    head = ["score", "end", "half", "half, test at end", "end, to 20 % wrong", "end, 40 % wrong"]
+    head += ["given settings", "and loss", "points lost", "lost, wrong labels"]
+    return f"### {title}: Spearman with test accuracy, means over {len(of)} tasks\n\n" + _lines(head, rows())
+
+
+def _mean(own: Sequence[Figures], of: Callable[[Figures], Array], keep: Mask | None = None, digits: int = 2) -> str:
+    chosen = [of(item) for place, item in enumerate(own) if keep is None or keep[place]]
+    if not chosen:
+        return ""
+    mean = np.mean(chosen, axis=0)
+    low, high = interval(mean[1:])
+    return f"{mean[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _per_task(of: Sequence[Study], table: Table) -> str:
+    def rows() -> Iterator[Sequence[str]]:
+        for name, own in table.items():
+            cells = []
+            for item in own:
+                star = "*" if interval(item.beyond[1:])[0] > 0 else ""
+                cells.append(f"{item.end[0]:.2f} / {item.beyond[0]:.2f}{star} / {item.lost[0]:.1f}")
+            yield (name, *cells)
+
+    title = "### Per task: Spearman at the end / given settings and loss (* interval above 0) / points lost\n\n"
+    return title + _lines(("score", *(study.case.name for study in of)), rows())
+
+
+def _cost(base: Sequence[Study], late: Sequence[Study]) -> str:
+    """What late entry costs: the same configurations with and without it."""
+
+    def rows() -> Iterator[Sequence[str]]:
+        for study in late:
+            known = {trial.number: trial.test[100] for own in base if own.case is study.case for trial in own.trials}
+            gaps = [100 * (trial.test[100] - known[trial.number]) for trial in study.trials if trial.number in known]
+            error = np.std(gaps) / np.sqrt(max(len(gaps), 1))
+            best = 100 * (study.test(100).max() - max(known.values()))
+            yield study.case.name, f"{np.mean(gaps):+.2f} +- {error:.2f}", f"{best:+.2f}"
+
+    head = ("task", "test accuracy against the base run, points", "best against best")
+    return "### What late entry costs\n\n" + _lines(head, rows())
+
+
+def _validation(base: Sequence[Study], holdout: Sequence[Study], table: Table) -> str:
+    shown = [name for name in table if name.startswith("ww_opt default") or name == "training loss"]
+
+    def rows() -> Iterator[Sequence[str]]:
+        for place, study in enumerate(base):
+            own = next((other for other in holdout if other.case is study.case), None)
+            if own is None:
+                continue
+            n_train = int(study.case.options["n_train"])
+            shares = splits(study, own, [round(share * n_train) for share in _SHARES])
+            grid = splits(study, own, _WORTH)
+            worth = []
+            for name in shown:
+                item = table[name][place]
+                by_pick = next((str(split.n) for split in grid if split.lost <= item.lost[0]), f"> {grid[-1].n}")
+                by_rank = next((str(split.n) for split in grid if split.end >= item.end[0]), f"> {grid[-1].n}")
+                worth.append(f"{by_pick} / {by_rank}")
+            yield study.case.name, *(f"{split.end:.2f} / {split.lost:.1f}" for split in shares), *worth
+
+    head = ("task", *(f"{share:.0%} split" for share in _SHARES), *(f"{name} is worth" for name in shown))
+    title = "### Validation splits: Spearman / points lost; examples a score is worth, by pick / by Spearman\n\n"
+    return title + _lines(head, rows())
+
+
+def _seed_noise(base: Sequence[Study], seeds: Sequence[Study]) -> str:
+    pairs = [(study, other) for study in base for other in seeds if other.case is study.case]
+    groups = [by_seed(*pair) for pair in pairs]
+    named: dict[str, Rule] = rules()
+
+    def rows() -> Iterator[Sequence[str]]:
+        yield "**test accuracy**", *(f"{agreement([study.test(100) for study in own]):.2f}" for own in groups)
+        for name, rule in named.items():
+            yield name, *(f"{agreement([rule(study.seen(100)) for study in own]):.2f}" for own in groups)
+
+    title = "### Seed noise: mean Spearman between seeds of the same configurations\n\n"
+    return title + _lines(("score", *(study.case.name for study, _ in pairs)), rows())
