@@ -81,11 +81,11 @@ def quickshift(points: Array, kernel: float = 0.5, max_distance: float = 1.0) ->
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
     density = np.exp(-0.5 * (distance / kernel) ** 2).sum(1)
     parent = np.arange(len(points))
-    for point in np.argsort(-density):
-        higher = np.flatnonzero(density > density[point])
-        if len(higher) and distance[point, higher].min() <= max_distance:
-            nearest = int(higher[np.argmin(distance[point, higher])])
-            parent[point] = parent[nearest]  # densest first: the parent has its root already
+    order = np.argsort(-density, kind="stable")
+    for place, point in enumerate(order[1:], start=1):
+        nearest = order[:place][np.argmin(distance[point, order[:place]])]
+        if distance[point, nearest] <= max_distance:
+            parent[point] = parent[nearest]  # densest first: the neighbour knows its root already
     return parent
 
 

@@ -42,7 +42,7 @@ def spectrum_figure(source: Source, layer: str) -> Figure:
     """
     weight = _named(source, layer)
     measured = measure(weight, Options(), np.random.RandomState(0))
-    row = measured.row
+    row = LayerDiagnostics(**measured.columns)
     fits = fit_power_laws(measured.samples)
     figure = blank_figure(f"{layer}, {row.N} x {row.M} {weight.kind}: {_story(row, fits)}", height=4.6)
     null_axes, tail_axes = figure.subplots(1, 2)
@@ -114,7 +114,7 @@ def _over_edge(weight: LayerWeight) -> Array:
     assert weight.matrices is not None
     stack = oriented(weight.matrices)
     null = null_of(stack)
-    values = centred_eigenvalues(stack, null.means) if False else eigenvalues(stack)
+    values = centred_eigenvalues(stack, null.means) if null.shifted else eigenvalues(stack)
     edges = _edges(values, null, stack.shape[1])[:, None]
     return np.divide(values, edges, out=np.zeros_like(values), where=edges > 0).ravel()
 

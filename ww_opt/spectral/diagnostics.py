@@ -74,63 +74,75 @@ def _rows(weights: Iterator[LayerWeight], options: Options, known: dict[object, 
     # layers that share one stream of random numbers depend on their neighbours
     shares_stream = options.randomize and options.convention == "weightwatcher"
 
-    def visit(weight: LayerWeight) -> Measured | LayerDiagnostics:
+    def visit(weight: LayerWeight) -> tuple[LayerWeight, Measured | LayerDiagnostics]:
         version, row = known.get((options, weight.name), (None, None))
         if isinstance(row, LayerDiagnostics) and version == weight.version and not shares_stream:
-            return row
-        return replace(measure(weight, options, generator), version=weight.version)
+            return weight, row
+        return weight, measure(weight, options, generator)
 
     visited = [visit(weight) for weight in weights] if shares_stream else in_parallel(visit, weights)
-    fresh = [item for item in visited if isinstance(item, Measured)]
-    fits = iter(fit_power_laws([sample for item in fresh for sample in item.samples]))
+    measured = [item for _, item in visited if isinstance(item, Measured)]
+    fits = iter(fit_power_laws([sample for item in measured for sample in item.samples]))
     rows = []
-    for item in visited:
+    for weight, item in visited:
         if isinstance(item, LayerDiagnostics):
             rows.append(item)
             continue
-        own = [next(fits) for _ in item.samples]
-        row = _finished(item, own, options.convention) if own else item.row
-        if options.convention == "weightwatcher":
-            row = replace(row, extra=frame_columns(row))
-        if item.version is not None:
-            known[(options, row.name)] = (item.version, row)
+        row = _row(item, [next(fits) for _ in item.samples], options.convention)
+        if weight.version is not None:
+            known[(options, row.name)] = (weight.version, row)
         rows.append(row)
     return tuple(rows)
 
 
-def _finished(item: Measured, fits: list[PowerLawFit], convention: Convention) -> LayerDiagnostics:
+def _row(item: Measured, fits: list[PowerLawFit], convention: Convention) -> LayerDiagnostics:
+    """Join what was measured with the fits of its samples, and say what follows from both."""
+    if not fits:
+        return LayerDiagnostics(**item.columns, findings=(Finding.NOT_FITTED,))
     good = [fit for fit in fits if fit.status is Status.SUCCESS]
-    row = item.row
-    if not good:
-        return _judged(replace(row, fit_status=fits[0].status.value))
-    alpha = float(np.mean([fit.alpha for fit in good]))
-    middle = sorted(good, key=lambda fit: fit.alpha)[len(good) // 2]
-    sigma = middle.sigma if convention == "weightwatcher" else _sigma(good)
-    largest = 10.0**row.log_spectral_norm
+    fitted = _fit_columns(item, good, convention) if good else {"fit_status": fits[0].status.value}
+    row = LayerDiagnostics(**item.columns, **fitted)
+    if convention == "weightwatcher":
+        return replace(row, findings=_findings_of_alpha(row), extra=frame_columns(row))
+    return replace(row, findings=_findings(row))
+
+
+def _fit_columns(item: Measured, fits: list[PowerLawFit], convention: Convention) -> dict[str, Any]:
+    alpha = sum(fit.alpha for fit in fits) / len(fits)
+    middle = sorted(fits, key=lambda fit: fit.alpha)[len(fits) // 2]
+    log_largest = item.columns["log_spectral_norm"]
     # sum of (x / max)^alpha stays finite where x^alpha overflows
-    relative = np.power(item.eigenvalues / largest, alpha).sum()
-    row = replace(
-        row,
-        alpha=alpha,
-        xmin=middle.xmin,
-        xmax=middle.xmax,
-        D=float(np.mean([fit.D for fit in good])),
-        sigma=sigma,
-        n_tail=middle.n_tail,
-        fit_status=Status.SUCCESS.value,
-        alpha_hat=alpha * row.log_spectral_norm,
-        log_alpha_norm=float(np.log10(relative)) + alpha * row.log_spectral_norm,
-    )
-    return _judged(row)
+    relative = np.power(item.eigenvalues / 10.0**log_largest, alpha).sum()
+    return {
+        "alpha": alpha,
+        "xmin": middle.xmin,
+        "xmax": middle.xmax,
+        "D": sum(fit.D for fit in fits) / len(fits),
+        "sigma": middle.sigma if convention == "weightwatcher" else _sigma(fits),
+        "n_tail": middle.n_tail,
+        "fit_status": Status.SUCCESS.value,
+        "alpha_hat": alpha * log_largest,
+        "log_alpha_norm": float(np.log10(relative)) + alpha * log_largest,
+    }
 
 
 def _sigma(fits: list[PowerLawFit]) -> float:
-    """Standard error of the mean alpha over windows; windows of one layer share no entries."""
+    """Standard error of the mean alpha over windows, which share few entries."""
     return XMIN_SEARCH * math.sqrt(sum(fit.sigma**2 for fit in fits)) / len(fits)
 
 
-def _judged(row: LayerDiagnostics) -> LayerDiagnostics:
-    """Add the findings that follow from a row's numbers."""
+def _findings_of_alpha(row: LayerDiagnostics) -> tuple[Finding, ...]:
+    """What WeightWatcher warns of, and the traps where they were asked for."""
+    if math.isnan(row.alpha):
+        return (Finding.NOT_FITTED,)
+    found = [Finding.UNDER_TRAINED] if row.alpha > 6 else [Finding.HEAVY_TAIL] if row.alpha < 2 else []
+    if row.extra.get("num_traps", 0) > 0:
+        found.append(Finding.TRAP)
+    return tuple(found) or (Finding.HEALTHY,)
+
+
+def _findings(row: LayerDiagnostics) -> tuple[Finding, ...]:
+    """What follows from a row's numbers."""
     found: list[Finding] = []
     fitted = not math.isnan(row.alpha)
     dead = row.rank_loss > row.n_eigenvalues // 2 or row.effective_rank < 0.25 * row.null_effective_rank
@@ -149,4 +161,4 @@ def _judged(row: LayerDiagnostics) -> LayerDiagnostics:
         found.append(Finding.TRAP)
     if dead and row.M >= 8:
         found.append(Finding.RANK_COLLAPSE)
-    return replace(row, findings=tuple(found) or (Finding.HEALTHY,))
+    return tuple(found) or (Finding.HEALTHY,)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ww_opt.spectral.findings import Finding, Status
+from ww_opt.spectral.findings import Status
 from ww_opt.spectral.fits import Array
 from ww_opt.spectral.matrices import LayerWeight
 from ww_opt.spectral.nulls import Null, count_spikes, edge, null_effective_rank, null_of
-from ww_opt.spectral.rows import Convention, LayerDiagnostics
+from ww_opt.spectral.rows import Convention
 from ww_opt.spectral.spectra import centred_eigenvalues, eigenvalues, exact_eigenvalues, oriented, windows
 from ww_opt.spectral.weightwatcher import (
     PRECISION,
@@ -47,27 +47,26 @@ class Options:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one pass over a layer's entries gives: the spectrum, the samples to be fitted, the rest of its row."""
+    """What one pass over a layer's entries gives: the spectrum, the samples to be fitted, and columns of its row.
 
-    row: LayerDiagnostics
+    ``samples`` is empty where the layer could not be read; the columns then say why.
+    """
+
+    columns: dict[str, Any]
     eigenvalues: Array
     samples: tuple[Array, ...] = ()
-    version: tuple[object, ...] | None = None
 
 
 def _unread(weight: LayerWeight, status: Status) -> Measured:
-    row = LayerDiagnostics(
-        name=weight.name,
-        kind=weight.kind,
-        parameter=weight.parameter,
-        fit_status=status.value,
-        findings=(Finding.NOT_FITTED,),
-        note=weight.note,
-    )
+    columns = {**_names(weight), "fit_status": status.value}
     if weight.matrices is not None:
         k, *sides = weight.matrices.shape
-        row = replace(row, n_matrices=k, N=max(sides), M=min(sides), Q=max(sides) / max(min(sides), 1))
-    return Measured(row, np.empty(0))
+        columns |= {"n_matrices": k, "N": max(sides), "M": min(sides), "Q": max(sides) / max(min(sides), 1)}
+    return Measured(columns, np.empty(0))
+
+
+def _names(weight: LayerWeight) -> dict[str, Any]:
+    return {"name": weight.name, "kind": weight.kind, "parameter": weight.parameter, "note": weight.note}
 
 
 def measure(weight: LayerWeight, options: Options, generator: np.random.RandomState) -> Measured:
@@ -104,16 +103,16 @@ def _measure_default(weight: LayerWeight, stack: torch.Tensor, options: Options)
         extra |= {"bulk_max": float(null.edges.max()), "mp_softrank": float(null.edges.max() / values.max())}
     if options.erg and values.any():
         extra |= volume_columns(values)
-    row = replace(
-        _common(weight, values, (k, N, M)),
-        n_windows=len(samples),
-        rank_loss=int((values <= zero).sum()),
-        spikes=count_spikes(centred, null, N),
-        traps=null.traps,
-        largest_entry=null.largest_entry,
-        extra=extra,
-    )
-    return Measured(row, values.ravel(), tuple(np.where(sample > zero, sample, 0.0).ravel() for sample in samples))
+    columns = {
+        **_common(weight, values, (k, N, M)),
+        "n_windows": len(samples),
+        "rank_loss": int((values <= zero).sum()),
+        "spikes": count_spikes(centred, null, N),
+        "traps": null.traps,
+        "largest_entry": null.largest_entry,
+        "extra": extra,
+    }
+    return Measured(columns, values.ravel(), tuple(np.where(sample > zero, sample, 0.0).ravel() for sample in samples))
 
 
 def _permuted_columns(weight: LayerWeight, stack: torch.Tensor, null: Null, seed: int) -> dict[str, Any]:
@@ -146,13 +145,13 @@ def _measure_weightwatcher(
         extra |= _shuffled_columns(weight, values, scale, generator)
     if options.erg and values.any():
         extra |= volume_columns(values)
-    row = replace(
-        _common(weight, values, (k, N, M)),
-        n_windows=1,
-        rank_loss=int((values <= zero).sum()),
-        extra={**extra, "index": weight.index},
-    )
-    return Measured(row, pooled, (pooled[pooled > 1e-5],))
+    columns = {
+        **_common(weight, values, (k, N, M)),
+        "n_windows": 1,
+        "rank_loss": int((values <= zero).sum()),
+        "extra": {**extra, "layer_id": weight.index},
+    }
+    return Measured(columns, pooled, (pooled[pooled > 1e-5],))
 
 
 def _shuffled_columns(
@@ -169,29 +168,26 @@ def _shuffled_columns(
     return {**columns, **fit, "num_traps": fit["rand_num_spikes"]}
 
 
-def _common(weight: LayerWeight, values: Array, shape: tuple[int, int, int]) -> LayerDiagnostics:
+def _common(weight: LayerWeight, values: Array, shape: tuple[int, int, int]) -> dict[str, Any]:
     """The columns that both conventions define alike, from eigenvalues of shape ``(k, M)``."""
     k, N, M = shape
     total, largest = float(values.sum()), float(values.max())
     positive = total > 0
-    return LayerDiagnostics(
-        name=weight.name,
-        kind=weight.kind,
-        parameter=weight.parameter,
-        N=N,
-        M=M,
-        Q=N / M,
-        n_matrices=k,
-        n_eigenvalues=values.size,
-        spectral_norm=math.sqrt(largest),
-        frobenius_norm=math.sqrt(total),
-        stable_rank=total / largest if positive else 0.0,
-        effective_rank=_effective_rank(values),
-        null_effective_rank=null_effective_rank(N, M),
-        log_norm=math.log10(total) if positive else -math.inf,
-        log_spectral_norm=math.log10(largest) if positive else -math.inf,
-        note=weight.note,
-    )
+    return {
+        **_names(weight),
+        "N": N,
+        "M": M,
+        "Q": N / M,
+        "n_matrices": k,
+        "n_eigenvalues": values.size,
+        "spectral_norm": math.sqrt(largest),
+        "frobenius_norm": math.sqrt(total),
+        "stable_rank": total / largest if positive else 0.0,
+        "effective_rank": _effective_rank(values),
+        "null_effective_rank": null_effective_rank(N, M),
+        "log_norm": math.log10(total) if positive else -math.inf,
+        "log_spectral_norm": math.log10(largest) if positive else -math.inf,
+    }
 
 
 def _effective_rank(values: Array) -> float:

@@ -169,17 +169,21 @@ def _linear_kernel_density(sample: Array, grid: Array, bandwidth: float) -> Arra
 
 
 def frame_columns(row: LayerDiagnostics) -> dict[str, Any]:
-    """WeightWatcher's names for a row of the ``weightwatcher`` convention; ``name`` stays the full name."""
-    extra = dict(row.extra)
+    """WeightWatcher's names for a row of its convention; ``name`` stays the full name.
+
+    Our ``spikes`` and ``traps`` are its own here, NaN unless ``mp_fit`` and ``randomize`` asked for them.
+    """
+    extra = row.extra
     columns = {
-        "layer_id": extra.pop("index", -1),
         "longname": row.name,
         "layer_type": "dense" if row.kind == "linear" else row.kind,
         "rf": row.n_matrices,
         "num_pl_spikes": row.n_tail,
         "alpha_weighted": row.alpha_hat,
-        "status": "success" if row.alpha == row.alpha else "failed",
+        "status": "failed" if math.isnan(row.alpha) else "success",
         "warning": "over-trained" if row.alpha < 2 else "under-trained" if row.alpha > 6 else "",
+        "spikes": extra.get("num_spikes", math.nan),
+        "traps": extra.get("num_traps", math.nan),
     }
     if "detX_num" in extra:
         columns["ERG_gap"] = extra["detX_num"] - row.n_tail
