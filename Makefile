@@ -8,14 +8,14 @@ INSTALLED := .venv/.installed
 # Asked only where the configured indexes have no CPU build of torch.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?= -q
-# One thread a process: two test workers with two threads each are slower than with one.
+# One thread a process: small models, and two test workers, are slower with two.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
 
 help: ## list the targets (default)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
 demo: $(INSTALLED) ## set up, then tune a model on handwritten digits without a test set
-	.venv/bin/ww-opt run studies/digits.py
+	OMP_NUM_THREADS=1 .venv/bin/ww-opt run studies/digits.py
 
 test: $(INSTALLED) ## set up, then run the tests, without the slow ones
 	$(PYTEST)

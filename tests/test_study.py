@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -387,7 +388,7 @@ class TestClosing:
 class TestReferences:
     @pytest.fixture(autouse=True)
     def own_path(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.chdir(tmp_path)
 
     @pytest.mark.parametrize("reference", ["{}/tiny.py", "{}/tiny.py:STUDY", "tests.tiny", "tests.tiny:STUDY"])

@@ -84,7 +84,7 @@ def report(
 
 
 def _pruned(trial: optuna.Trial, step: int, reason: str) -> optuna.TrialPruned:
-    records.write(trial, reason=reason)
+    records.write(trial, reason=reason, steps=step)
     return optuna.TrialPruned(reason)
 
 

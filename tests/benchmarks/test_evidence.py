@@ -18,7 +18,7 @@ from benchmarks.evidence import kept
 from benchmarks.evidence.ensemble import Ensemble
 from benchmarks.evidence.generate import Settings, generate, units
 from benchmarks.evidence.judge import Study, agreement, figures, left_out, rules, splits, studies
-from benchmarks.evidence.rivals import each, quickshift, twin_by_regime
+from benchmarks.evidence.rivals import each, quickshift, twin_by_regime, twin_by_threshold
 from benchmarks.evidence.seen import HeldOut, Seen, Trial
 from benchmarks.evidence.statistics import lost, partial_spearman, spearman
 from benchmarks.evidence.tables import report
@@ -109,6 +109,10 @@ class TestTwin:
         labels = quickshift(points, kernel=0.5, max_distance=1.0)
         assert len(set(labels[:3])) == len(set(labels[3:])) == 1
         assert labels[0] != labels[3]
+
+    def test_smallest_norm_wins_in_the_low_loss_class(self) -> None:
+        runs = [seen(0, norm=3, loss=0.1), seen(0, norm=2, loss=0.12), seen(0, norm=1, loss=1.0), seen(0, loss=1.1)]
+        assert list(twin_by_threshold(runs).argsort()) == [3, 2, 0, 1]
 
     def test_smallest_norm_wins_where_the_data_are_separated(self) -> None:
         runs = [seen(0, norm=3, loss=0.001), seen(0, norm=2, loss=0.002), seen(0, norm=1, loss=1.0)]

@@ -218,3 +218,45 @@ def test_csv_round_trip() -> None:
     text = diagnose(linear(noise(40, 40))).to_frame().to_csv(index=False)
     (row,) = csv.DictReader(text.splitlines())
     assert float(row["N"]) == 40
+
+
+def test_equal_entries_are_no_signal() -> None:
+    row = the_row(linear(torch.full((48, 48), 0.3)))
+    assert (row.spikes, row.traps) == (0, 0)
+
+
+def test_a_second_look_is_remembered_until_a_weight_changes() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 48))
+    first = diagnose(model)
+    assert diagnose(model).rows is first.rows
+    model[1].weight.data[0, 0] += 1.0  # counted by no version counter
+    second = diagnose(model)
+    assert second.rows[0] is first.rows[0]
+    assert second.rows[1].frobenius_norm != first.rows[1].frobenius_norm
+    assert diagnose(model, convention="weightwatcher").rows[0].extra
+    assert diagnose(model, randomize=True).rows[0].extra
+
+
+def test_threads_change_no_number() -> None:
+    model = nn.Sequential(*[nn.Linear(48, 40 + i) for i in range(5)])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = diagnose(copy.deepcopy(model)).to_frame()
+        torch.set_num_threads(3)
+        other = diagnose(copy.deepcopy(model)).to_frame()
+    finally:
+        torch.set_num_threads(threads)
+    assert one.drop(columns="note").equals(other.drop(columns="note"))
+
+
+@pytest.mark.parametrize("alpha", [2.0, 3.0, 4.5])
+def test_sigma_holds_68_percent_of_exact_samples(alpha: float) -> None:
+    generator = np.random.default_rng(int(10 * alpha))
+    inside, n_draws = 0, 200
+    for _ in range(n_draws):
+        # a diagonal matrix whose eigenvalues are exact Pareto samples
+        values = (1 - generator.random(100)) ** (-1 / (alpha - 1))
+        row = the_row(linear(torch.from_numpy(np.diag(np.sqrt(values)))))
+        inside += abs(row.alpha - alpha) < row.sigma
+    assert 0.58 < inside / n_draws < 0.78

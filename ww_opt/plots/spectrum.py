@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +12,7 @@ from ww_opt.plots.drawing import Array, Colour, blank_figure, note, say, titled,
 from ww_opt.spectral.findings import Status
 from ww_opt.spectral.fits import PowerLawFit, fit_power_laws
 from ww_opt.spectral.measure import Options, measure
-from ww_opt.spectral.nulls import Null, count_spikes, null_of
+from ww_opt.spectral.nulls import null_of, spike_edges
 from ww_opt.spectral.rows import LayerDiagnostics
 from ww_opt.spectral.spectra import centred_eigenvalues, eigenvalues, oriented
 from ww_opt.spectral.weights import LayerWeight, Source, named_weights
@@ -115,18 +114,7 @@ def _over_edge(weight: LayerWeight) -> Array:
     stack = oriented(weight.matrices)
     null = null_of(stack)
     values = centred_eigenvalues(stack, null.means) if null.shifted else eigenvalues(stack)
-    edges = _edges(values, null, stack.shape[1])[:, None]
-    return np.divide(values, edges, out=np.zeros_like(values), where=edges > 0).ravel()
-
-
-def _edges(values: Array, null: Null, N: int) -> Array:
-    """Return the edges at which :func:`count_spikes` ends: what the spikes carry is taken out of the noise."""
-    k, M = values.shape
-    n_spikes = np.array([count_spikes(values[[i]], replace(null, edges=null.edges[[i]]), N) for i in range(k)])
-    noise = np.where(np.arange(M) < (M - n_spikes)[:, None], values, 0.0).sum(axis=1)
-    total = np.maximum(values.sum(axis=1), np.finfo(np.float64).tiny)
-    left = noise / total * N * M / ((N - n_spikes) * (M - n_spikes))
-    return np.asarray(null.edges * np.minimum(left, 1.0))
+    return np.asarray(values / spike_edges(values, null, stack.shape[1])[:, None]).ravel()
 
 
 def _draw_tail(axes: Axes, samples: Sequence[Array], fits: Sequence[PowerLawFit]) -> None:

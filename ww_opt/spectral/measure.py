@@ -13,7 +13,7 @@ import torch
 from ww_opt.spectral.findings import Status
 from ww_opt.spectral.fits import Array
 from ww_opt.spectral.matrices import LayerWeight
-from ww_opt.spectral.nulls import Null, count_spikes, edge, null_effective_rank, null_of
+from ww_opt.spectral.nulls import Null, edge, null_effective_rank, null_of, spike_edges
 from ww_opt.spectral.rows import Convention
 from ww_opt.spectral.spectra import centred_eigenvalues, eigenvalues, exact_eigenvalues, oriented, windows
 from ww_opt.spectral.weightwatcher import (
@@ -107,7 +107,7 @@ def _measure_default(weight: LayerWeight, stack: torch.Tensor, options: Options)
         **_common(weight, values, (k, N, M)),
         "n_windows": len(samples),
         "rank_loss": int((values <= zero).sum()),
-        "spikes": count_spikes(centred, null, N),
+        "spikes": int((centred > spike_edges(centred, null, N)[:, None]).sum()),
         "traps": null.traps,
         "largest_entry": null.largest_entry,
         "extra": extra,

@@ -21,12 +21,12 @@ Array = NDArray[np.float64]
 
 __all__ = [
     "Null",
-    "count_spikes",
     "edge",
     "edge_of_profile",
     "huge_entry",
     "null_effective_rank",
     "null_of",
+    "spike_edges",
     "tracy_widom_cut",
 ]
 
@@ -130,22 +130,23 @@ def null_of(stack: torch.Tensor) -> Null:
     return Null(upper * entries.variance, entries.mean, shifted, entries.traps(), entries.largest)
 
 
-def count_spikes(eigenvalues: Array, null: Null, N: int) -> int:
-    """Count the eigenvalues of centred matrices, shape ``(k, M)``, beyond the null's edge.
+def spike_edges(eigenvalues: Array, null: Null, N: int) -> Array:
+    """Edges beyond which eigenvalues of centred matrices, shape ``(k, M)``, are spikes; shape ``(k,)``.
 
     What was learnt is no noise: the energy of the spikes found is taken out of the null's variance, and the lower edge
-    asked again, until no spike is new. Without it twenty signals hide all but the strongest.
+    asked again, until no spike is new. Without it twenty signals hide all but the strongest. A matrix without noise
+    (all entries equal) has no spikes: its edge is infinite.
     """
     M = eigenvalues.shape[1]
     total = np.maximum(eigenvalues.sum(axis=1), np.finfo(np.float64).tiny)
-    edges, count = null.edges, np.zeros(len(eigenvalues), dtype=int)
+    edges, count = np.where(null.edges > 0, null.edges, np.inf), np.zeros(len(eigenvalues), dtype=int)
     while True:
         above = eigenvalues > edges[:, None]
         if (above.sum(axis=1) <= count).all():
-            return int(count.sum())
+            return edges
         count = np.minimum(above.sum(axis=1), M - 1)
         left = (1.0 - (eigenvalues * above).sum(axis=1) / total) * N * M / ((N - count) * (M - count))
-        edges = null.edges * np.minimum(left, 1.0)
+        edges = np.where(null.edges > 0, null.edges * np.minimum(left, 1.0), np.inf)
 
 
 def _shrunk(variances: Array, noise: float) -> Array:
@@ -183,7 +184,8 @@ class _Entries:
         mean = self.mean[:, None]
         # sum (x - mean)^2 from sum x^2 and sum x
         row2, column2 = row2 - 2 * mean * row + M * mean**2, column2 - 2 * mean * column + N * mean**2
-        self.variance = np.maximum(row2.sum(axis=1) / (N * M), 0.0)
+        variance = row2.sum(axis=1) / (N * M)
+        self.variance = np.where(variance > 1e-12 * self.mean**2, variance, 0.0)  # else it is rounding
         self._scale = 1.0 / np.sqrt(np.where(self.variance > 0, self.variance, 1.0))
         self.largest = float((np.maximum(high - self.mean, self.mean - low) * self._scale).max())
         self.row_squares = (row2 * self._scale[:, None] ** 2).sum(axis=0) / (k * M)
