@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import optimize, stats
 
 from ww_opt.spectral.fits import Array
 from ww_opt.spectral.rows import LayerDiagnostics
@@ -104,6 +103,8 @@ def random_columns(values: Array, null: Array, second: Array) -> dict[str, Any]:
 
 def jensen_shannon(p: Array, q: Array) -> float:
     """Distance of two sorted spectra of one size, each taken as a distribution over ranks, as WeightWatcher does."""
+    from scipy import stats  # seconds to import, and few ask for this
+
     middle = (p + q) / 2
     return float(np.sqrt((stats.entropy(p, middle) + stats.entropy(q, middle)) / 2))
 
@@ -115,6 +116,8 @@ def mp_fit(values: Array, N: int, M: int) -> dict[str, float]:
     values holds sigma near 1 whatever the data, since the radius of the quarter circle does not follow it; the
     least-squares sigma is ``sqrt(sum f^2 / sum f y)``. Its margin over the bulk is the root of the Tracy-Widom term.
     """
+    from scipy import optimize
+
     Q = N / M
     x = np.sort(values.ravel())
     scale2 = x.size / x.sum()
