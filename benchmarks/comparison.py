@@ -1,7 +1,7 @@
 """The same search on the spectral score and on a validation split: what does the pick of each lose on the test set?
 
-Digits, clean and with wrong labels; TPE, the same budget of trials, a few seeds. The validation split is taken out of the
-training set and shares its wrong labels. The sealed test set is opened to judge, for every trial.
+Digits, clean and with wrong labels; TPE, the same budget of trials, a few seeds. The validation split is taken out of
+the training set and shares its wrong labels. The sealed test set is opened to judge, for every trial.
 """
 
 from __future__ import annotations

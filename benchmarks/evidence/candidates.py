@@ -18,7 +18,7 @@ from benchmarks.evidence.seen import Array, Rule, Seen
 from ww_opt.spectral.rows import LayerDiagnostics
 from ww_opt.spectral.scores import Rows
 
-__all__ = ["CANDIDATES", "LATE_CANDIDATES"]
+__all__ = ["CANDIDATES", "FAMILIES", "LATE_CANDIDATES"]
 
 Column = Callable[[LayerDiagnostics], float]
 
@@ -41,6 +41,11 @@ def capped_alpha(row: LayerDiagnostics) -> float:
 def spike_share(row: LayerDiagnostics) -> float:
     """Share of eigenvalues beyond the null's edge."""
     return row.spikes / row.n_eigenvalues
+
+
+def enough_spikes(share: float) -> Column:
+    """Return the share of spikes over what suffices, at most 1: more spikes than that are no merit."""
+    return lambda row: min(1.0, spike_share(row) / share)
 
 
 def rank_ratio(row: LayerDiagnostics) -> float:
@@ -105,6 +110,11 @@ def log_loss(floor: float) -> Callable[[Seen], float]:
     return value
 
 
+def added(first: Rule, second: Rule, weight: float = 1.0) -> Rule:
+    """Make a rule of a sum, which a single run can compute."""
+    return lambda runs: first(runs) + weight * second(runs)
+
+
 SPIKES = over_layers(spike_share)
 ALPHA = over_layers(capped_alpha)
 
@@ -114,6 +124,10 @@ CANDIDATES: Mapping[str, Rule] = MappingProxyType(
         "alpha gated by D": over_layers(gated_alpha),
         "minus D": over_layers(fit_quality),
         "spike share": SPIKES,
+        "enough spikes": over_layers(enough_spikes(0.1)),
+        "enough spikes + effective rank ratio": added(over_layers(enough_spikes(0.1)), over_layers(rank_ratio)),
+        "enough spikes + floored loss 20 %": added(over_layers(enough_spikes(0.1)), each(log_loss(0.2))),
+        "enough spikes + floored loss 60 %": added(over_layers(enough_spikes(0.1)), each(log_loss(0.6))),
         "effective rank ratio": over_layers(rank_ratio),
         "stable rank ratio": over_layers(stable_rank_ratio),
         "-largest entry": over_layers(largest_entry),
@@ -130,6 +144,21 @@ CANDIDATES: Mapping[str, Rule] = MappingProxyType(
         "spikes, loss by rank": by_ranks(SPIKES, each(log_loss(0.05))),
     }
 )
+
+
+FAMILIES: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
+    {
+        "enough spikes": {
+            f"from {share:.0%}": over_layers(enough_spikes(share)) for share in (0.03, 0.05, 0.1, 0.15, 0.2)
+        },
+        "weight x enough spikes + floored loss": {
+            f"{weight} x, floor {floor:.0%}": added(each(log_loss(floor)), over_layers(enough_spikes(0.1)), weight)
+            for weight in (0, 1, 3)
+            for floor in (0.05, 0.2, 0.4, 0.6)
+        },
+    }
+)
+"""Rules with constants, each by its settings: judged with one task left out at a time."""
 
 
 def _pooled(run: Seen, name: str) -> Array:

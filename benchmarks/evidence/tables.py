@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.candidates import LATE_CANDIDATES
-from benchmarks.evidence.judge import Figures, Study, agreement, by_seed, figures, rules, splits, studies
+from benchmarks.evidence.candidates import FAMILIES, LATE_CANDIDATES
+from benchmarks.evidence.judge import Figures, Study, agreement, by_seed, figures, left_out, rules, splits, studies
 from benchmarks.evidence.kept import DATA
 from benchmarks.evidence.seen import Array, Mask, Rule
 from benchmarks.evidence.statistics import interval
@@ -27,6 +27,8 @@ def report(folder: Path = DATA) -> str:
         return "No task has ten runs yet: `python -m benchmarks.evidence generate` makes them."
     table = {name: [figures(study, rule) for study in base] for name, rule in rules().items()}
     parts = [_runs(base), _averages("Base runs", base, table), _per_task(base, table)]
+    if len(base) > 2:
+        parts.append(_left_out(base))
     late = studies("late", folder)
     if late:
         late_table = {name: [figures(study, rule) for study in late] for name, rule in LATE_CANDIDATES.items()}
@@ -105,6 +107,27 @@ def _per_task(of: Sequence[Study], table: Table) -> str:
 
     title = "### Per task: Spearman at the end / given settings and loss (* interval above 0) / points lost\n\n"
     return title + _lines(("score", *(study.case.name for study in of)), rows())
+
+
+def _left_out(base: Sequence[Study]) -> str:
+    """Constants chosen on the other tasks, by mean Spearman or by mean points lost."""
+    merits: Mapping[str, Callable[[Figures], float]] = {
+        "Spearman": lambda own: float(own.end[0]),
+        "points lost": lambda own: -float(own.lost[0]),
+    }
+
+    def rows() -> Iterator[Sequence[str]]:
+        for name, settings in FAMILIES.items():
+            for by, merit in merits.items():
+                found = left_out(settings, base, merit)
+                cells = [f"{own.figures.end[0]:.2f} / {own.figures.lost[0]:.1f} ({own.setting})" for own in found]
+                mean = np.mean([(own.figures.end[0], own.figures.lost[0]) for own in found], axis=0)
+                yield f"{name}, by {by}", f"{mean[0]:.2f} / {mean[1]:.1f}", *cells
+
+    head = ("score, chosen by", "mean", *(study.case.name for study in base))
+    return "### Left out: Spearman / points lost with the constants that are best on the other tasks\n\n" + _lines(
+        head, rows()
+    )
 
 
 def _cost(base: Sequence[Study], late: Sequence[Study]) -> str:

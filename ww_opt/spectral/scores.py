@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from ww_opt.spectral.diagnostics import NARROW, diagnose
+from ww_opt.spectral.diagnostics import COLLAPSED, NARROW, diagnose
 from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
 from ww_opt.spectral.weights import Source
 
@@ -140,7 +140,7 @@ def _trap(row: LayerDiagnostics) -> float:
 
 def _dead(row: LayerDiagnostics) -> float:
     lost = row.rank_loss / row.n_eigenvalues
-    shortfall = max(0.0, 1.0 - row.effective_rank / (0.25 * row.null_effective_rank))
+    shortfall = max(0.0, 1.0 - row.effective_rank / (COLLAPSED * row.null_effective_rank))
     return min(1.0, lost + shortfall)
 
 

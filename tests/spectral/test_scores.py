@@ -1,0 +1,111 @@
+"""Scores: directions, what they reward, what cannot cheat them, the guard, and what they refuse."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ww_opt.spectral import SCORES, diagnose, score
+from ww_opt.spectral.scores import guard, judged, named_score
+
+
+def model_of(*weights: torch.Tensor) -> nn.Module:
+    modules = []
+    for W in weights:
+        layer = nn.Linear(W.shape[1], W.shape[0], bias=False)
+        layer.weight = nn.Parameter(W)
+        modules.append(layer)
+    return nn.Sequential(*modules, nn.Linear(weights[-1].shape[0], 10))
+
+
+def noise(n: int = 128, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, n, generator=torch.Generator().manual_seed(seed)) / n**0.5
+
+
+def learnt(n: int = 128, strength: float = 8.0, seed: int = 0) -> torch.Tensor:
+    """Noise and fifteen directions whose strengths fall like a power."""
+    u, _ = torch.linalg.qr(noise(n, seed + 1))
+    v, _ = torch.linalg.qr(noise(n, seed + 2))
+    return noise(n, seed) + (u[:, :15] * strength * torch.arange(1, 16) ** -0.6) @ v[:, :15].T
+
+
+def better(name: str, one: nn.Module, other: nn.Module) -> bool:
+    difference = score(one, name) - score(other, name)
+    return difference < 0 if SCORES[name].direction == "minimize" else difference > 0
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_trained_model_beats_noise(name: str) -> None:
+    assert better(name, model_of(learnt(), learnt(seed=5)), model_of(noise(), noise(seed=5)))
+
+
+def test_contract() -> None:
+    assert "default" in SCORES
+    assert {item.direction for item in SCORES.values()} <= {"minimize", "maximize"}
+    assert isinstance(score(model_of(noise())), float)
+    assert score(model_of(noise())) == SCORES["default"](diagnose(model_of(noise())))
+
+
+@pytest.mark.parametrize("cheat", ["mean shift", "row norms", "scale", "huge entry", "lost rank"])
+def test_the_default_is_not_cheated(cheat: str) -> None:
+    W = noise()
+    changed = {
+        "mean shift": lambda: W + 0.3,
+        "row norms": lambda: W * torch.exp(0.5 * torch.randn(128, 1, generator=torch.Generator().manual_seed(9))),
+        "scale": lambda: W * 100,
+        "huge entry": lambda: W.index_put((torch.tensor(3), torch.tensor(4)), torch.tensor(5.0)),
+        "lost rank": lambda: W @ torch.diag((torch.arange(128) < 8).float()),
+    }[cheat]()
+    assert score(model_of(changed)) > score(model_of(W)) - 0.05
+
+
+def test_head_embedding_and_narrow_layers_are_not_judged() -> None:
+    model = nn.Sequential(
+        nn.Embedding(100, 64), nn.Linear(64, 64), nn.Linear(64, 20), nn.Linear(20, 64), nn.Linear(64, 50)
+    )
+    assert [row.name for row in judged(diagnose(model))] == ["1"]
+
+
+def test_a_model_without_wide_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 32 wide, but the widest of 2 layers has 10"):
+        score(nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 5)))
+
+
+def test_broken_weights_give_nan() -> None:
+    W = noise()
+    W[0, 0] = math.inf
+    assert math.isnan(score(model_of(W, noise(seed=1))))
+
+
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(ValueError, match=r"'spike_share'.*but got 'alpha'"):
+        score(model_of(noise()), "alpha")
+
+
+def test_guard_is_the_floored_logarithm() -> None:
+    assert guard(2.0, 2.0) == pytest.approx(0.0)
+    assert guard(1.0, 2.0) == pytest.approx(math.log(0.5))
+    assert guard(1e-9, 2.0) == guard(0.0, 2.0) == pytest.approx(math.log(0.05))
+    assert guard(math.nan, 2.0) == math.inf
+    assert guard(1.0) == pytest.approx(-math.log(math.log(10)))
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_the_guard_helps_the_lower_loss_in_either_direction(name: str) -> None:
+    model = model_of(learnt())
+    low, high = (score(model, name, train_loss=loss, first_loss=2.3) for loss in (0.2, 2.0))
+    assert (low < high) == (SCORES[name].direction == "minimize")
+    guarded = named_score(name).guarded()
+    assert guarded(diagnose(model), train_loss=0.2, first_loss=2.3) == low
+    assert guarded.unguarded()(diagnose(model)) == score(model, name)
+    with pytest.raises(ValueError, match="needs the training loss"):
+        guarded(diagnose(model))
+
+
+def test_default_lies_between_its_bounds() -> None:
+    generator = np.random.default_rng(0)
+    for seed in range(10):
+        model = model_of(learnt(strength=float(generator.uniform(0, 20)), seed=seed), noise(seed=seed + 50))
+        assert 0.0 <= score(model) <= 3.25
