@@ -13,8 +13,10 @@ Statistic = Callable[[NDArray[np.int64]], Array]
 
 __all__ = ["interval", "lost", "partial_spearman", "resamples", "spearman"]
 
-RIDGE = 1.0
-"""Added to the covariates' sums of squares (of standardised ranks): as much as one more trial."""
+RIDGE = 1e-6
+"""Added to the covariates' sums of squares, for resamples in which they are not independent; too small to matter."""
+LEAST = 1e-4
+"""Share of a score's variance that must be left for a partial correlation to mean anything; below it counts as 0."""
 
 
 def _ranks(values: Array) -> Array:
@@ -31,7 +33,7 @@ def spearman(score: Array, truth: Array) -> Array:
 
 
 def partial_spearman(score: Array, truth: Array, covariates: Array) -> Array:
-    """Correlation of what ranks have left when a ridge regression on the ranks of the covariates is taken out.
+    """Correlation of what ranks have left when a linear regression on the ranks of the covariates is taken out.
 
     Args:
         score: ``[..., n]``.
@@ -46,8 +48,10 @@ def partial_spearman(score: Array, truth: Array, covariates: Array) -> Array:
         weights = np.linalg.solve(gram, z @ np.swapaxes(ranks, -1, -2))
         left.append((ranks - np.swapaxes(weights, -1, -2) @ z)[..., 0, :])
     a, b = (item - item.mean(-1, keepdims=True) for item in left)
-    norm = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    return np.asarray(np.divide((a * b).sum(-1), norm, out=np.zeros_like(norm), where=norm > 1e-12))
+    norms = [(item**2).mean(-1) for item in (a, b)]
+    product = (a * b).mean(-1)
+    enough = (norms[0] > LEAST) & (norms[1] > LEAST)
+    return np.asarray(np.divide(product, np.sqrt(norms[0] * norms[1]), out=np.zeros_like(product), where=enough))
 
 
 def lost(score: Array, truth: Array, pool: Array | None = None) -> Array:

@@ -12,6 +12,7 @@ from benchmarks.evidence.judge import Figures, Study, agreement, by_seed, figure
 from benchmarks.evidence.kept import DATA
 from benchmarks.evidence.seen import Array, Mask, Rule
 from benchmarks.evidence.statistics import interval
+from benchmarks.evidence.tasks import CASES, Case
 
 __all__ = ["report"]
 
@@ -20,23 +21,23 @@ _WORTH = (5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300)
 _SHARES = (0.05, 0.10, 0.20)
 
 
-def report(folder: Path = DATA) -> str:
+def report(folder: Path = DATA, cases: Sequence[Case] = CASES) -> str:
     """Judge everything that is kept and return the tables."""
-    base = studies("base", folder)
+    base = studies("base", folder, cases)
     if not base:
         return "No task has ten runs yet: `python -m benchmarks.evidence generate` makes them."
     table = {name: [figures(study, rule) for study in base] for name, rule in rules().items()}
     parts = [_runs(base), _averages("Base runs", base, table), _per_task(base, table)]
     if len(base) > 2:
         parts.append(_left_out(base))
-    late = studies("late", folder)
+    late = studies("late", folder, cases)
     if late:
         late_table = {name: [figures(study, rule) for study in late] for name, rule in LATE_CANDIDATES.items()}
         parts += [_averages("Late-entry runs", late, late_table), _per_task(late, late_table), _cost(base, late)]
-    holdout = studies("holdout", folder)
+    holdout = studies("holdout", folder, cases)
     if holdout:
         parts.append(_validation(base, holdout, table))
-    seeds = studies("seed", folder)
+    seeds = studies("seed", folder, cases)
     if seeds:
         parts.append(_seed_noise(base, seeds))
     return "\n\n".join(parts) + "\n"

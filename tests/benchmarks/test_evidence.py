@@ -44,6 +44,7 @@ class TestStatistics:
         score, truth = setting + own, setting + own + 0.5 * generator.normal(size=400)
         assert spearman(follows, truth) > 0.5
         assert abs(partial_spearman(follows, truth, setting[None])) < 0.15
+        assert partial_spearman(setting, truth, setting[None]) == 0.0
         assert partial_spearman(score, truth, setting[None]) > 0.8
 
     def test_lost_is_what_the_pick_lacks(self) -> None:
@@ -188,13 +189,26 @@ def test_a_generation_resumes_and_is_judged(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_every_rule_judges_runs_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "CASES", (TINY,))
-    list(generate(Settings(("tiny",), n=10, n_reseeded=0, folder=tmp_path)))
+    monkeypatch.setattr(generation, "CASES", (replace(TINY, together=10),))
+    list(generate(Settings(("tiny",), n=10, n_reseeded=10, folder=tmp_path)))
     (found,) = studies("base", tmp_path, [TINY])
     assert len(found.trials) == 10
     for name, rule in rules().items():
         assert rule(found.seen(100)).shape == (10,), name
-    assert "No task" in report(tmp_path)  # it is none of the development tasks
+    tables = report(tmp_path, [TINY])
+    titles = [line.split(":")[0] for line in tables.splitlines() if line.startswith("###")]
+    assert titles == [
+        "### Tasks",
+        "### Base runs",
+        "### Per task",
+        "### Late-entry runs",
+        "### Per task",
+        "### What late entry costs",
+        "### Validation splits",
+        "### Seed noise",
+    ]
+    assert "nan" not in tables
+    assert "No task" in report(tmp_path, [])
 
 
 def test_configurations_do_not_depend_on_how_many_are_drawn() -> None:
