@@ -29,6 +29,7 @@ FLAT = 1e-4
 
 _PROBES = np.linspace(0.05, 0.95, 8)
 _AT_ONCE = 4
+_BATCH = 1 << 15
 _FEW = 48
 
 
@@ -60,7 +61,7 @@ def fit_power_law(values: Array) -> PowerLawFit:
 
 
 def fit_power_laws(samples: Sequence[Array]) -> list[PowerLawFit]:
-    """Fit a power law to each sample; samples of equal size are fitted together.
+    """Fit a power law to each sample; samples of similar size are fitted together.
 
     Args:
         samples: arrays of shape ``(n,)``, any order, unit free. Values that are not positive are left out.
@@ -69,7 +70,7 @@ def fit_power_laws(samples: Sequence[Array]) -> list[PowerLawFit]:
         One fit per sample, in order. A sample that cannot be fitted gives NaN and a status in words.
     """
     fits: list[PowerLawFit | None] = [None] * len(samples)
-    by_size: dict[int, list[tuple[int, Array]]] = {}
+    found: list[tuple[int, Array]] = []
     for place, sample in enumerate(samples):
         if not np.all(np.isfinite(sample)):
             fits[place] = _unfitted(Status.NON_FINITE)
@@ -82,26 +83,43 @@ def fit_power_laws(samples: Sequence[Array]) -> list[PowerLawFit]:
         elif np.log(x[-1]) - np.log(x[0]) < FLAT:  # difference of logs: the ratio may overflow
             fits[place] = _unfitted(Status.ALL_EQUAL)
         else:
-            by_size.setdefault(x.size, []).append((place, x))
-    for members in by_size.values():
-        x = np.stack([sample for _, sample in members])
-        for (place, _), fit in zip(members, _fit_sorted(x), strict=True):
+            found.append((place, x))
+    for members in _batches(found):
+        for (place, _), fit in zip(members, _fit_together([x for _, x in members]), strict=True):
             fits[place] = fit
     return [fit for fit in fits if fit is not None]
 
 
-def _fit_sorted(x: Array) -> list[PowerLawFit]:
-    """Fit every row of ``x`` (shape ``(B, n)``, positive, ascending)."""
+def _batches(found: list[tuple[int, Array]]) -> list[list[tuple[int, Array]]]:
+    """Group samples by size: alike within a fifth, short ones (another estimator) equal, not too many entries."""
+    groups: list[list[tuple[int, Array]]] = []
+    for item in sorted(found, key=lambda item: -item[1].size):
+        largest = groups[-1][0][1].size if groups else 0
+        alike = item[1].size >= 0.8 * largest if item[1].size >= SHORT else item[1].size == largest
+        if groups and alike and len(groups[-1]) * largest < _BATCH:
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    return groups
+
+
+def _fit_together(samples: list[Array]) -> list[PowerLawFit]:
+    """Fit ascending, positive samples of similar size.
+
+    Tails are counted from the top, so that a shorter sample is filled up from below: no tail may start there.
+    """
+    n = max(x.size for x in samples)
+    x = np.stack([np.concatenate([np.full(n - own.size, own[0]), own]) for own in samples])
     y = np.log(x)
-    n = x.shape[1]
     alpha = _alphas(y)
+    for row, own in enumerate(samples):
+        alpha[row, : n - own.size] = np.nan
     best, distance = _search(y, alpha)
     result = []
-    for row, (start, D) in enumerate(zip(best, distance, strict=True)):
-        exponent = float(alpha[row, start])
-        n_tail = int(n - start)
-        sigma = (exponent - 1.0) / float(np.sqrt(n_tail))
-        result.append(PowerLawFit(exponent, float(x[row, start]), float(x[row, -1]), float(D), sigma, n_tail))
+    for row, (start, D) in enumerate(zip(best.tolist(), distance.tolist(), strict=True)):
+        exponent, n_tail = float(alpha[row, start]), n - start
+        sigma = (exponent - 1.0) / n_tail**0.5
+        result.append(PowerLawFit(exponent, float(x[row, start]), float(x[row, -1]), D, sigma, n_tail))
     return result
 
 

@@ -81,7 +81,7 @@ def measure(weight: LayerWeight, options: Options, generator: np.random.RandomSt
         return _unread(weight, weight.status)
     stack = oriented(weight.matrices.to(torch.float64))
     # one NaN or infinity makes the sum one; a sum may also overflow, so ask again
-    if not bool(torch.isfinite(weight.matrices.sum())) and not bool(torch.isfinite(stack).all()):
+    if not math.isfinite(float(weight.matrices.sum())) and not bool(torch.isfinite(stack).all()):
         return _unread(weight, Status.NON_FINITE)
     if options.convention == "weightwatcher":
         return _measure_weightwatcher(weight, stack, options, generator)
