@@ -1,6 +1,6 @@
 # Every target runs in .venv, which is built from pyproject.toml and constraints.txt when it is missing or older.
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check bench clean
+.PHONY: help demo test slow check bench evidence clean
 
 PYTHON := .venv/bin/python
 PIP := $(PYTHON) -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
@@ -30,6 +30,9 @@ check: $(INSTALLED) ## format, lint and types; changes nothing
 
 bench: $(INSTALLED) ## measure speed, side by side with peers and with the limit
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks
+
+evidence: $(INSTALLED) ## train what the judge of the score lacks, then judge it against its rivals; hours at first
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.evidence
 
 clean: ## remove the environment, caches and builds; studies and runs stay
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
