@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ww_opt.spectral.alternatives import ALTERNATIVES, compare_distributions
+from ww_opt.spectral.alternatives import ALTERNATIVES, compare_distributions, fit_truncated
+from ww_opt.spectral.findings import Status
 
 
 def verdicts(values: np.ndarray) -> dict[str, str]:
@@ -24,3 +25,21 @@ def test_an_exponential_is_no_power_law() -> None:
 
 def test_nothing_to_compare() -> None:
     assert compare_distributions(np.ones(50)) == ()
+
+
+def test_a_truncated_sample_shows_its_cutoff() -> None:
+    generator = np.random.default_rng(2)
+    sample = (1 - generator.random(4000)) ** (-1 / 1.0)  # alpha 2
+    sample = sample[generator.random(4000) < np.exp(-0.05 * (sample - 1))]
+    for extended in (False, True):
+        fit = fit_truncated(sample, extended=extended)
+        assert fit.status is Status.SUCCESS
+        assert 1.5 < fit.alpha < 2.5
+        assert 0.02 < fit.Lambda < 0.1
+        assert fit.D < 0.05
+
+
+def test_a_truncated_fit_says_why_there_is_none() -> None:
+    fit = fit_truncated(np.ones(50))
+    assert fit.status is Status.ALL_EQUAL
+    assert np.isnan(fit.alpha)

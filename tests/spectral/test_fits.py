@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ww_opt.spectral.findings import Status
-from ww_opt.spectral.fits import fit_power_law, fit_power_laws, hill
+from ww_opt.spectral.fits import fit_power_law, fit_power_laws, fit_without_fingers, hill, hill_excess
 
 
 def pareto(generator: np.random.Generator, n: int, alpha: float) -> np.ndarray:
@@ -116,3 +116,23 @@ def test_hill_on_exact_samples() -> None:
     sample = pareto(np.random.default_rng(3), 20000, 3.0)
     assert hill(sample) == pytest.approx(3.0, rel=0.05)
     assert np.isnan(hill(np.ones(2)))
+
+
+@pytest.mark.parametrize("shape", [(200, 200), (800, 200)])
+def test_noise_has_no_hill_excess_and_a_heavy_tail_has(shape: tuple[int, int]) -> None:
+    generator = np.random.default_rng(7)
+    W = generator.standard_normal(shape)
+    assert abs(hill_excess(np.linalg.eigvalsh(W.T @ W), *shape)) < 0.15
+    W = generator.standard_t(2, shape)
+    assert hill_excess(np.linalg.eigvalsh(W.T @ W), *shape) < -0.2
+
+
+def test_fingers_are_left_out() -> None:
+    bulk = pareto(np.random.default_rng(8), 60, 6.0)
+    clean, fingered = fit_without_fingers(bulk), fit_without_fingers(np.concatenate([bulk, [400.0, 900.0]]))
+    assert fingered.n_fingers >= 1
+    assert abs(fingered.alpha - clean.alpha) < abs(fingered.fits[0].alpha - clean.alpha)
+    assert fingered.spread > clean.spread
+    assert np.isnan(fit_without_fingers(np.ones(20)).alpha)
+    with pytest.raises(ValueError, match="max_fingers=-1"):
+        fit_without_fingers(bulk, -1)

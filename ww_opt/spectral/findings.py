@@ -28,6 +28,7 @@ class Status(Enum):
     TOO_FEW = "not fitted: fewer than 8 non-zero eigenvalues; a tail needs more"
     ALL_EQUAL = "not fitted: all eigenvalues are equal (identity, orthogonal), so there is no tail"
     ALL_ZERO = "not fitted: the matrix is zero"
+    NO_OPTIMUM = "not fitted: the optimizer found no optimum of the likelihood"
     NON_FINITE = "not analysed: the weights contain NaN or infinity; training diverged or the file is damaged"
     META = "not analysed: the weights are on the meta device and hold no numbers; load them first"
     EMPTY = "not analysed: the weights have no entries"

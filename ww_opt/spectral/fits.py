@@ -2,7 +2,7 @@
 
 The continuous maximum-likelihood fit of Clauset, Shalizi and Newman, "Power-law distributions in empirical
 data", SIAM Review 51 (2009): alpha by their eq. 3.1 for every candidate xmin, and the xmin with the smallest
-Kolmogorov-Smirnov distance (section 3.3). The search is exact; bounds only spare it work. NumPy only.
+Kolmogorov-Smirnov distance (section 3.3). The search is exact; bounds only spare it work.
 """
 
 from __future__ import annotations
@@ -14,11 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ww_opt.spectral.findings import Status
+from ww_opt.spectral.nulls import null_quantiles
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-__all__ = ["PowerLawFit", "fit_power_law", "fit_power_laws", "hill"]
+__all__ = [
+    "FingerFit",
+    "PowerLawFit",
+    "fit_power_law",
+    "fit_power_laws",
+    "fit_without_fingers",
+    "hill",
+    "hill_excess",
+]
 
 MIN_TAIL = 8
 """Points that a tail needs: samples under ``SHORT`` may not end in a shorter one."""
@@ -210,3 +219,45 @@ def hill(values: Array, share: float = 0.5) -> float:
         return float("nan")
     S = float(np.log(x[-k:] / x[-k - 1 if k < x.size else 0]).sum())
     return 1.0 + k / S if S > 0 else float("nan")
+
+
+def hill_excess(values: Array, N: int, M: int, share: float = 0.5) -> float:
+    """Hill's estimate less that of a random ``N x M`` matrix: negative where the tail is heavier than noise.
+
+    The raw estimate is 2.15 for square noise and 5.5 at an aspect ratio of 10, so it compares shapes, not training. NaN
+    as in :func:`hill`. ``values`` are one matrix's eigenvalues; pooled ones compare with the same null.
+    """
+    return hill(values, share) - hill(null_quantiles(N, M), share)
+
+
+@dataclass(frozen=True)
+class FingerFit:
+    """A fit that does not hang on the largest few eigenvalues ("fingers").
+
+    ``alpha`` is the median over fits without the top 0, 1, .. eigenvalues, ``spread`` the range of these; ``n_fingers``
+    is the smallest number to leave out for an alpha within its ``sigma`` of the median. NaN and 0 where nothing was
+    fitted.
+    """
+
+    alpha: float
+    spread: float
+    n_fingers: int
+    fits: tuple[PowerLawFit, ...]
+
+
+def fit_without_fingers(values: Array, max_fingers: int = 5) -> FingerFit:
+    """Fit without the largest 0, 1, .. ``max_fingers`` values; see :class:`FingerFit`.
+
+    Raises:
+        ValueError: ``max_fingers`` is negative.
+    """
+    if max_fingers < 0:
+        raise ValueError(f"`max_fingers >= 0` must hold, but got max_fingers={max_fingers}.")
+    x = np.sort(values)
+    fits = tuple(fit_power_laws([x[: x.size - k] for k in range(max_fingers + 1)]))
+    alphas = np.array([fit.alpha for fit in fits])
+    if np.isnan(alphas).all():
+        return FingerFit(float("nan"), float("nan"), 0, fits)
+    middle = float(np.nanmedian(alphas))
+    near = [k for k, fit in enumerate(fits) if abs(fit.alpha - middle) <= fit.sigma]
+    return FingerFit(middle, float(np.nanmax(alphas) - np.nanmin(alphas)), near[0] if near else 0, fits)

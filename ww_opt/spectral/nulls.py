@@ -26,6 +26,7 @@ __all__ = [
     "huge_entry",
     "null_effective_rank",
     "null_of",
+    "null_quantiles",
     "spike_edges",
     "tracy_widom_cut",
 ]
@@ -263,11 +264,22 @@ def huge_entry(N: int, M: int, n_matrices: int = 1) -> float:
 @lru_cache(maxsize=4096)
 def null_effective_rank(N: int, M: int) -> float:
     """Effective rank ``exp(entropy)`` (Roy and Vetterli 2007) of ``M`` Marchenko-Pastur eigenvalues."""
+    x, weight = _marchenko_pastur(N, M)
+    return float(M * np.exp(-(weight * x * np.log(x)).sum()))
+
+
+def null_quantiles(N: int, M: int) -> Array:
+    """Where ``M`` eigenvalues of a random matrix lie, mean 1, ascending: quantiles of Marchenko and Pastur's law."""
+    x, weight = _marchenko_pastur(N, M)
+    return np.interp((np.arange(M) + 0.5) / M, np.cumsum(weight[::-1]), x[::-1])
+
+
+def _marchenko_pastur(N: int, M: int) -> tuple[Array, Array]:
+    """Grid of eigenvalues, descending, and the law's weight on each; mean 1."""
     ratio = M / N
     low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
     # substitution x = mid + half cos(phi) smooths both edges
     phi = (np.arange(2000) + 0.5) * np.pi / 2000
     x = (high + low) / 2 + (high - low) / 2 * np.cos(phi)
     density = np.sin(phi) ** 2 * ((high - low) / 2) ** 2 / (2 * np.pi * ratio * x)
-    weight = density / density.sum()
-    return float(M * np.exp(-(weight * x * np.log(x)).sum()))
+    return x, density / density.sum()
