@@ -39,7 +39,7 @@ FLAT = 1e-4
 _PROBES = np.linspace(0.05, 0.95, 8)
 _AT_ONCE = 4
 _BATCH = 1 << 15
-_FEW = 48
+_FEW = 100
 
 
 @dataclass(frozen=True)
