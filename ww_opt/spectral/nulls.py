@@ -90,13 +90,14 @@ def edge_of_profile(a: Array, b: Array, n_matrices: int = 1) -> float:
         return 0.0
     low, high = 0.02, 0.98  # in units of 1 / max(a)
     for _ in range(3):
-        w = np.linspace(low, high, 24) / a.max()
+        w = np.linspace(low, high, 13) / a.max()
         z = _eigenvalue_at(w, a, b)
         place = int(np.clip(np.argmin(z), 1, w.size - 2))
         low, high = w[place - 1] * a.max(), w[place + 1] * a.max()
-    curvature = np.polyfit((w - w[place]) * a.max(), z, 2)[0] * a.max() ** 2
-    scale = max(curvature, 0.0) ** (1 / 3)
-    return float(z[place] + tracy_widom_cut(n_matrices) * scale)
+    # near its minimum z is a parabola: its vertex is the edge, half its second derivative the scale cubed
+    bend, slope, least = np.polyfit((w - w[place]) * a.max(), z, 2)
+    upper = least - slope**2 / (4 * bend) if bend > 0 else z[place]
+    return float(upper + tracy_widom_cut(n_matrices) * (max(bend, 0.0) * a.max() ** 2) ** (1 / 3))
 
 
 def _eigenvalue_at(w: Array, a: Array, b: Array) -> Array:
@@ -108,7 +109,7 @@ def _eigenvalue_at(w: Array, a: Array, b: Array) -> Array:
         h = (b / gap).sum(axis=1)
         step = (h - f) / (b / gap**2).sum(axis=1)
         t = t + step
-        if np.all(np.abs(step) < 1e-10 * t):
+        if np.all(np.abs(step) < 1e-8 * t):
             break
     return np.asarray(t * f / w)
 
