@@ -123,6 +123,15 @@ class TestStorage:
         with pytest.raises(ValueError, match=r"must maximize.*created to minimize.*--study-name"):
             open_study(other, url)
 
+    @pytest.mark.parametrize(
+        "change", [{"score": "mean_alpha"}, {"guard": not QUICK.guard}, {"n_steps": QUICK.n_steps + 1}]
+    )
+    def test_values_made_in_another_way_are_refused(self, url: str, change: dict[str, Any]) -> None:
+        open_study(quick(), url)
+        open_study(quick(), url)  # the same again is welcome
+        with pytest.raises(ValueError, match=r"same objective.*--study-name"):
+            open_study(quick(objective=replace(QUICK, **change)), url)
+
 
 class TestInterrupted:
     """Ctrl-C and SIGTERM, wherever they come."""

@@ -92,7 +92,8 @@ def open_study(study: Study, storage: str | BaseStorage | None = None, *, worker
         worker: number of the process, part of the sampler's seed.
 
     Raises:
-        ValueError: the stored study has another direction: its values cannot be compared with ours.
+        ValueError: the stored study has another direction, score, guard or length of run: its values cannot be ranked
+            with ours.
     """
     host = optuna.create_study(
         study_name=study.name,
@@ -106,9 +107,23 @@ def open_study(study: Study, storage: str | BaseStorage | None = None, *, worker
             f"Study {study.name!r} in the storage must {study.objective.direction} like its objective, but it was "
             f"created to {host.direction.name.lower()}: choose another --study-name."
         )
+    _check_same_values(host, study.objective)
     entropy = np.random.SeedSequence([study.seed, len(host.get_trials(deepcopy=False)), worker])
     host.sampler = study.sampler(int(entropy.generate_state(1)[0]))
     return host
+
+
+def _check_same_values(host: optuna.Study, objective: SpectralObjective) -> None:
+    """Refuse to rank values that were made in another way; the space and the budget may change."""
+    ours = {"score": objective.score, "guard": objective.guard, "n_steps": objective.n_steps}
+    theirs = host.user_attrs.get("ww_opt:objective")
+    if theirs is None:
+        host.set_user_attr("ww_opt:objective", ours)
+    elif theirs != ours:
+        raise ValueError(
+            f"Study {host.study_name!r} in the storage must have been run with the same objective, {ours}, since its "
+            f"values are ranked together, but it was run with {theirs}: choose another --study-name."
+        )
 
 
 def _storage(storage: str | BaseStorage | None) -> str | BaseStorage | None:

@@ -80,7 +80,16 @@ def layer_table(rows: Iterable[Any]) -> str:
     return table(
         ("layer", "shape", "alpha", "D", "spikes", "traps", "rank loss", "finding"),
         [
-            (row.name, f"{row.N}x{row.M}", row.alpha, row.D, row.spikes, row.traps, row.rank_loss, _labels(row))
+            (
+                row.name,
+                f"{row.N}x{row.M}" if row.M else "-",
+                row.alpha,
+                row.D,
+                row.spikes,
+                row.traps,
+                row.rank_loss,
+                _labels(row),
+            )
             for row in rows
         ],
     )

@@ -109,3 +109,10 @@ def test_default_lies_between_its_bounds() -> None:
     for seed in range(10):
         model = model_of(learnt(strength=float(generator.uniform(0, 20)), seed=seed), noise(seed=seed + 50))
         assert 0.0 <= score(model) <= 3.25
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2, 10])
+def test_the_width_of_the_head_changes_nothing(n_outputs: int) -> None:
+    hidden = [nn.Linear(64, 64), nn.Linear(64, 64)]
+    rows = judged(diagnose(nn.Sequential(*hidden, nn.Linear(64, n_outputs))))
+    assert [row.name for row in rows] == ["0", "1"]

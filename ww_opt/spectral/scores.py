@@ -77,10 +77,11 @@ def _is_broken(row: LayerDiagnostics) -> bool:
 
 def judged(rows: Iterable[LayerDiagnostics]) -> Rows:
     """Return the rows that a score looks at; see the module's first lines."""
-    hidden = [row for row in rows if row.is_analysed and row.kind not in _NOT_HIDDEN]
+    hidden = [row for row in rows if row.kind not in _NOT_HIDDEN]
+    # the head is the last layer even where it is a vector and has no spectrum
     if len(hidden) > 1 and hidden[-1].kind == "linear":
         hidden = hidden[:-1]
-    return tuple(row for row in hidden if row.M >= NARROW)
+    return tuple(row for row in hidden if row.is_analysed and row.M >= NARROW)
 
 
 FLOOR = 0.05
