@@ -98,7 +98,7 @@ def _measure_default(weight: LayerWeight, stack: torch.Tensor, options: Options)
     samples = [values] if N < RECTANGULAR * M else [eigenvalues(window) for window in windows(stack, N_WINDOWS)]
     extra: dict[str, Any] = {}
     if options.randomize and values.any():
-        extra |= _permuted_columns(weight, stack, null, options.seed)
+        extra |= _permuted_columns(weight.name, stack, values, null, options.seed)
     if options.mp_fit and values.any():
         extra |= {"bulk_max": float(null.edges.max()), "mp_softrank": float(null.edges.max() / values.max())}
     if options.erg and values.any():
@@ -115,10 +115,10 @@ def _measure_default(weight: LayerWeight, stack: torch.Tensor, options: Options)
     return Measured(columns, values.ravel(), tuple(np.where(sample > zero, sample, 0.0).ravel() for sample in samples))
 
 
-def _permuted_columns(weight: LayerWeight, stack: torch.Tensor, null: Null, seed: int) -> dict[str, Any]:
+def _permuted_columns(name: str, stack: torch.Tensor, values: Array, null: Null, seed: int) -> dict[str, Any]:
     """Columns of one permutation of the centred entries; seeded by the layer's name, so that order changes nothing."""
     k, N, M = stack.shape
-    generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(weight.name.encode()))
+    generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
     order = torch.stack([torch.randperm(N * M, generator=generator) for _ in range(k)]).to(stack.device)
     centred = (stack - torch.as_tensor(null.means, device=stack.device)[:, None, None]).flatten(1)
     variance = centred.square().mean(dim=1).cpu().numpy()
@@ -126,7 +126,7 @@ def _permuted_columns(weight: LayerWeight, stack: torch.Tensor, null: Null, seed
     return {
         "max_rand_eval": float(permuted.max()),
         "rand_num_spikes": int((permuted > variance[:, None] * edge(N, M, k)).sum()),
-        "rand_distance": jensen_shannon(np.sort(eigenvalues(stack).ravel()), np.sort(permuted.ravel())),
+        "rand_distance": jensen_shannon(np.sort(values.ravel()), np.sort(permuted.ravel())),
     }
 
 
