@@ -10,17 +10,17 @@ import optuna
 from optuna.pruners import BasePruner
 
 from ww_opt.records import LayerRecord, Look, looks
+from ww_opt.spectral.findings import NARROW
 
 Rule = Callable[[Look], str]
 
 __all__ = ["RULES", "SpectralPruner"]
 
-_NARROW = 32
 _MAJORITY = 0.5
 
 
 def _judged(look: Look) -> list[LayerRecord]:
-    return [layer for layer in look.layers if layer.n_eigenvalues > 0 and layer.M >= _NARROW]
+    return [layer for layer in look.layers if layer.n_eigenvalues > 0 and layer.M >= NARROW]
 
 
 def _majority(look: Look, finding: str, words: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ww_opt.spectral.findings import Finding, Status
+from ww_opt.spectral.findings import NARROW, Finding, Status
 from ww_opt.spectral.fits import PowerLawFit, fit_power_laws
 from ww_opt.spectral.measure import Measured, Options, measure
 from ww_opt.spectral.rows import Convention, Diagnosis, LayerDiagnostics
@@ -17,10 +17,8 @@ from ww_opt.spectral.schedule import Memory, fingerprint, in_parallel
 from ww_opt.spectral.weights import LayerWeight, Source, named_weights
 from ww_opt.spectral.weightwatcher import frame_columns
 
-__all__ = ["COLLAPSED", "NARROW", "diagnose"]
+__all__ = ["COLLAPSED", "diagnose"]
 
-NARROW = 32
-"""Matrices narrower than this say little: no finding on alpha or spikes is made of them."""
 COLLAPSED = 0.1
 """Share of the null's effective rank under which a layer counts as collapsed. A quarter, tried first, flagged 25 of 330
 half-trained runs of the evidence, the best run of one task among them; a tenth flagged one, and that was a bad one."""

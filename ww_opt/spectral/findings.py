@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Finding", "Status"]
+__all__ = ["NARROW", "Finding", "Status"]
+
+NARROW = 32
+"""Matrices narrower than this say little: no finding on alpha or spikes is made of them."""
 
 
 class Finding(Enum):

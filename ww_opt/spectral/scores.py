@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from ww_opt.spectral.diagnostics import COLLAPSED, NARROW, diagnose
+from ww_opt.spectral.diagnostics import COLLAPSED, diagnose
+from ww_opt.spectral.findings import NARROW
 from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
 from ww_opt.spectral.weights import Source
 
