@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,8 @@ FLAT = 1e-4
 
 _PROBES = np.linspace(0.05, 0.95, 8)
 _AT_ONCE = 4
-_BATCH = 1 << 15
-_FEW = 100
+_BATCH = 1 << 13
+_FEW = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -147,65 +148,76 @@ def _alphas(y: Array) -> Array:
     return np.asarray(alpha)
 
 
+class _Tails(NamedTuple):
+    """Tails that may be the best: index of the start, logarithm and ``1 - alpha`` there, 1 / points in the tail."""
+
+    start: Array
+    y: Array
+    slope: Array
+    share: Array
+
+    def at(self, index: Any) -> _Tails:
+        return _Tails(*(values[index] for values in self))
+
+
 def _search(y: Array, alpha: Array) -> tuple[Indices, Array]:
     """Find each row's start of the tail with the smallest distance (the first one on ties), exactly.
 
     Cutting planes: the distance at any one point of a tail bounds its ``D`` from below, and where one tail is worst,
-    its neighbours are bad too. The most promising starts are evaluated in full, the bounds of all others raised at the
-    points where those were worst; a start bounded above the best distance is never evaluated.
+    its neighbours are bad too. The most promising tails are evaluated in full, those bounded above the best distance
+    are dropped, and the bounds of the others raised at the points where the evaluated ones were worst.
     """
-    n_rows, n_starts = alpha.shape
-    n_at_once = n_starts if n_starts <= _FEW else _AT_ONCE
-    best, best_start = np.full(n_rows, np.inf), np.zeros(n_rows, dtype=np.intp)
+    (n_rows, n_starts), n = alpha.shape, y.shape[1]
+    best, best_start = np.full(n_rows, np.inf), np.zeros(n_rows)
+    starts = np.arange(float(n_starts))  # integers would be converted at each use, at a multiple of the cost
+    tails = _Tails(starts[None], y[:, :-1], 1.0 - alpha, 1.0 / (n - starts)[None])
     bound = np.where(np.isfinite(alpha), 0.0, np.inf)
+    n_at_once = n_starts if alpha.size * n <= _FEW else min(_AT_ONCE, n_starts)
     if n_at_once < n_starts:
-        starts = np.arange(n_starts)[:, None]
-        bound = _raised(bound, y, alpha, (starts + _PROBES * (n_starts - starts)).astype(np.intp)[None])
-    open_rows = np.arange(n_rows)
-    while open_rows.size:
-        y_open, alpha_open, bound_open = y[open_rows], alpha[open_rows], bound[open_rows]
-        chosen = np.argpartition(bound_open, n_at_once - 1, axis=1)[:, :n_at_once]
-        distance, worst = _in_full(y_open, alpha_open, chosen)
-        least = distance.min(axis=1)
-        first = np.where(distance == least[:, None], chosen, n_starts).min(axis=1)
-        better = (least < best[open_rows]) | ((least == best[open_rows]) & (first < best_start[open_rows]))
-        best[open_rows[better]], best_start[open_rows[better]] = least[better], first[better]
-        if n_at_once == n_starts:
-            break
-        bound_open = _raised(bound_open, y_open, alpha_open, worst[:, None, :])
-        np.put_along_axis(bound_open, chosen, np.inf, axis=1)
-        bound[open_rows] = bound_open
-        open_rows = open_rows[bound_open.min(axis=1) <= best[open_rows]]
-    return best_start, best
+        points = np.floor(starts + _PROBES[:, None] * (n_starts - starts))
+        bound = np.fmax(bound, _distances(tails.at(np.s_[:, None]), y[:, points.astype(np.intp)], points).max(axis=1))
+    tails = _Tails(*np.broadcast_arrays(*tails))
+    rows = np.arange(n_rows)  # those with open tails
+    while True:
+        across = np.arange(rows.size)[:, None]
+        few = across, np.argpartition(bound, n_at_once - 1, axis=1)[:, :n_at_once]
+        chosen = tails.at(few)
+        distance = _distances(chosen.at(np.s_[:, :, None]), y[rows, None], np.arange(float(n)))
+        worst = distance.argmax(axis=2)
+        largest = distance[across, np.arange(n_at_once), worst]
+        largest[np.isnan(largest)] = np.inf
+        least = largest.min(axis=1)
+        first = np.where(largest == least[:, None], chosen.start, n_starts).min(axis=1)
+        better = (least < best[rows]) | ((least == best[rows]) & (first < best_start[rows]))
+        best[rows[better]], best_start[rows[better]] = least[better], first[better]
+        bound[few] = np.inf
+        n_open = (bound <= best[rows, None]).sum(axis=1)
+        size = int(n_open.max())
+        if size == 0:
+            return best_start.astype(np.intp), best
+        across = np.flatnonzero(n_open)[:, None]
+        most = across, np.argpartition(bound[across[:, 0]], size - 1, axis=1)[:, :size]
+        rows, worst, tails, bound = rows[across[:, 0]], worst[across[:, 0]], tails.at(most), bound[most]
+        at = y[rows[:, None], worst]
+        raised = _distances(tails.at(np.s_[:, None]), at[:, :, None], worst[:, :, None].astype(float))
+        bound = np.fmax(bound, raised.max(axis=1))
+        n_at_once = min(n_at_once, size)
 
 
-def _raised(bound: Array, y: Array, alpha: Array, points: Indices) -> Array:
-    """Raise the bounds ``(B, n - 1)`` to the largest distance of each start's tail at the points.
+def _distances(tails: _Tails, at: Array, points: Array) -> Array:
+    """Distance between each tail's empirical and fitted distribution at the points; 0 before the tail begins.
 
-    ``points``, indices into the sample, broadcasts to ``(B, n - 1, c)``; before its tail begins a start has distance 0.
+    ``points``, indices into the sample, and ``at``, its logarithms there, broadcast against the tails.
     """
-    starts = np.arange(alpha.shape[1])[:, None]
-    rows = np.arange(len(y))[:, None, None]
-    gap = y[rows, points] - y[:, :-1, None]
+    gap = at - tails.y
     np.maximum(gap, 0.0, out=gap)
-    gap *= (1.0 - alpha)[:, :, None]
+    gap *= tails.slope
     np.exp(gap, out=gap)
-    gap += np.maximum(points - starts, 0) / (y.shape[1] - starts) - 1.0
-    return np.asarray(np.fmax(bound, np.abs(gap, out=gap).max(axis=2)))
-
-
-def _in_full(y: Array, alpha: Array, chosen: Indices) -> tuple[Array, Indices]:
-    """Evaluate ``D`` of the chosen starts, shape ``(B, c)``; also the index of the point where each is attained."""
-    n = y.shape[1]
-    gap = y[:, None, :] - np.take_along_axis(y, chosen, axis=1)[:, :, None]
-    np.maximum(gap, 0.0, out=gap)  # before the tail begins, both distributions count as 0
-    gap *= (1.0 - np.take_along_axis(alpha, chosen, axis=1))[:, :, None]
-    np.exp(gap, out=gap)
-    gap += np.maximum(np.arange(n) - chosen[:, :, None], 0) / (n - chosen)[:, :, None] - 1.0
-    distance = np.abs(gap, out=gap)
-    worst = distance.argmax(axis=2)
-    largest = np.take_along_axis(distance, worst[:, :, None], axis=2)[:, :, 0]
-    return np.where(np.isnan(largest), np.inf, largest), worst
+    below = (points - tails.start) * tails.share
+    np.maximum(below, 0.0, out=below)
+    gap += below
+    gap -= 1.0
+    return np.asarray(np.abs(gap, out=gap))
 
 
 def hill(values: Array, share: float = 0.5) -> float:
