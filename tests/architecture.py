@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "spectral.checkpoints",
         "spectral.weights",
         "spectral.spectra",
+        "spectral.random_matrices",
         "spectral.nulls",
         "spectral.fits",
         "spectral.alternatives",

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ww_opt.spectral.nulls import edge, edge_of_profile, huge_entry, null_effective_rank, null_of, tracy_widom_cut
+from ww_opt.spectral.nulls import null_of
+from ww_opt.spectral.random_matrices import edge, edge_of_profile, huge_entry, null_effective_rank, tracy_widom_cut
 
 SHAPES = [(1, 64, 64), (9, 16, 16), (1, 128, 64), (1, 256, 256), (1, 512, 128)]
 

@@ -40,7 +40,7 @@ def spectrum_figure(source: Source, layer: str) -> Figure:
         FileNotFoundError, TypeError: the source is no model, as in a diagnosis.
     """
     weight = _named(source, layer)
-    measured = measure(weight, Options(), np.random.RandomState(0))
+    [measured] = measure([weight], Options(), np.random.RandomState(0))
     row = LayerDiagnostics(**measured.columns)
     fits = fit_power_laws(measured.samples)
     figure = blank_figure(f"{layer}, {row.N} x {row.M} {weight.kind}: {_story(row, fits)}", height=4.6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from ww_opt.spectral.findings import NARROW, Finding, Status
 from ww_opt.spectral.fits import PowerLawFit, fit_power_laws
 from ww_opt.spectral.measure import Measured, Options, measure
 from ww_opt.spectral.rows import Convention, Diagnosis, LayerDiagnostics
-from ww_opt.spectral.schedule import Memory, fingerprint, in_parallel
+from ww_opt.spectral.schedule import Memory, fingerprint, in_batches, in_parallel, n_bytes
 from ww_opt.spectral.weights import LayerWeight, Source, named_weights
 from ww_opt.spectral.weightwatcher import frame_columns
 
@@ -61,7 +61,7 @@ def diagnose(
     known, whole = _MEMORY.of(source), fingerprint(source)
     if whole is not None and known.get(options, (None, None))[0] == whole:
         return Diagnosis(known[options][1], convention)
-    rows = _rows(named_weights(source), options, known)
+    rows = _rows(named_weights(source), options, known, n_bytes(source))
     known[options] = (whole, rows)
     return Diagnosis(rows, convention)
 
@@ -69,31 +69,52 @@ def diagnose(
 _MEMORY = Memory()
 
 
-def _rows(weights: Iterator[LayerWeight], options: Options, known: dict[object, Any]) -> tuple[LayerDiagnostics, ...]:
+def _rows(
+    weights: Iterable[LayerWeight], options: Options, known: dict[object, Any], total: int | None
+) -> tuple[LayerDiagnostics, ...]:
     """Measure what is not known yet, layers in parallel, and fit all of it together."""
     generator = np.random.RandomState(options.seed)
-    # layers that share one stream of random numbers depend on their neighbours
+    # layers that share one stream of random numbers depend on their neighbours: one after the other, none left out
     shares_stream = options.randomize and options.convention == "weightwatcher"
+    rows: list[LayerDiagnostics | None] = []
+    versions: list[tuple[object, ...] | None] = []
 
-    def visit(weight: LayerWeight) -> tuple[LayerWeight, Measured | LayerDiagnostics]:
-        version, row = known.get((options, weight.name), (None, None))
-        if isinstance(row, LayerDiagnostics) and version == weight.version and not shares_stream:
-            return weight, row
-        return weight, measure(weight, options, generator)
+    def unknown() -> Iterator[tuple[int, LayerWeight]]:
+        for place, weight in enumerate(weights):
+            version, row = known.get((options, weight.name), (None, None))
+            is_known = isinstance(row, LayerDiagnostics) and version == weight.version and not shares_stream
+            rows.append(row if is_known else None)
+            versions.append(weight.version)
+            if not is_known:
+                yield place, weight
 
-    visited = [visit(weight) for weight in weights] if shares_stream else in_parallel(visit, weights)
-    measured = [item for _, item in visited if isinstance(item, Measured)]
-    fits = iter(fit_power_laws([sample for item in measured for sample in item.samples]))
-    rows = []
-    for weight, item in visited:
-        if isinstance(item, LayerDiagnostics):
-            rows.append(item)
-            continue
+    def visit(batch: list[tuple[int, LayerWeight]]) -> list[tuple[int, Measured]]:
+        found = measure([weight for _, weight in batch], options, generator)
+        return [(place, item) for (place, _), item in zip(batch, found, strict=True)]
+
+    if shares_stream:
+        visited = [visit([item]) for item in unknown()]
+    else:
+        batches = in_batches(unknown(), lambda item: _alike(item[1]), lambda item: _n_bytes(item[1]))
+        visited = in_parallel(visit, batches, lambda batch: sum(_n_bytes(weight) for _, weight in batch), total)
+    measured = [item for batch in visited for item in batch]
+    fits = iter(fit_power_laws([sample for _, item in measured for sample in item.samples]))
+    for place, item in measured:
         row = _row(item, [next(fits) for _ in item.samples], options.convention)
-        if weight.version is not None:
-            known[(options, row.name)] = (weight.version, row)
-        rows.append(row)
-    return tuple(rows)
+        if versions[place] is not None:
+            known[(options, row.name)] = (versions[place], row)
+        rows[place] = row
+    return tuple(row for row in rows if row is not None)
+
+
+def _alike(weight: LayerWeight) -> Hashable:
+    """What layers agree in that are measured together."""
+    own = weight.matrices
+    return None if own is None else (own.shape[0], max(own.shape[1:]), min(own.shape[1:]), own.dtype, own.device)
+
+
+def _n_bytes(weight: LayerWeight) -> int:
+    return 0 if weight.matrices is None else weight.matrices.numel() * weight.matrices.element_size()
 
 
 def _row(item: Measured, fits: list[PowerLawFit], convention: Convention) -> LayerDiagnostics:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ww_opt.spectral.findings import Status
-from ww_opt.spectral.nulls import null_quantiles
+from ww_opt.spectral.random_matrices import null_quantiles
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]

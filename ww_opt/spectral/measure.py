@@ -1,9 +1,13 @@
-"""One layer's weights -> its spectrum and everything of its row that needs no fit, in either convention."""
+"""Layers' weights -> their spectra and everything of their rows that needs no fit, in either convention.
+
+Layers of one shape are measured together: of a small layer the arithmetic takes less time than the calls.
+"""
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +17,8 @@ import torch
 from ww_opt.spectral.findings import Status
 from ww_opt.spectral.fits import Array
 from ww_opt.spectral.matrices import LayerWeight
-from ww_opt.spectral.nulls import Null, edge, null_effective_rank, null_of, spike_edges
+from ww_opt.spectral.nulls import null_of, spike_edges
+from ww_opt.spectral.random_matrices import edge, null_effective_rank
 from ww_opt.spectral.rows import Convention
 from ww_opt.spectral.spectra import centred_eigenvalues, eigenvalues, exact_eigenvalues, oriented, windows
 from ww_opt.spectral.weightwatcher import (
@@ -69,58 +74,92 @@ def _names(weight: LayerWeight) -> dict[str, Any]:
     return {"name": weight.name, "kind": weight.kind, "parameter": weight.parameter, "note": weight.note}
 
 
-def measure(weight: LayerWeight, options: Options, generator: np.random.RandomState) -> Measured:
-    """Measure one layer.
+def measure(weights: Sequence[LayerWeight], options: Options, generator: np.random.RandomState) -> list[Measured]:
+    """Measure layers whose matrices agree in shape, dtype and device.
 
     Args:
-        weight: the layer's matrices.
+        weights: the layers; one that could not be read stands alone.
         options: convention and additional columns.
         generator: shuffles in the ``weightwatcher`` convention, where layers share one stream of random numbers.
     """
-    if weight.matrices is None:
-        return _unread(weight, weight.status)
-    stack = oriented(weight.matrices.to(torch.float64))
+    if weights[0].matrices is None:
+        return [_unread(weight, weight.status) for weight in weights]
+    matrices = [oriented(weight.matrices) for weight in weights if weight.matrices is not None]
+    stack = torch.stack(matrices) if len(matrices) > 1 else matrices[0].unsqueeze(0)
     # one NaN or infinity makes the sum one; a sum may also overflow, so ask again
-    if not math.isfinite(float(weight.matrices.sum())) and not bool(torch.isfinite(stack).all()):
-        return _unread(weight, Status.NON_FINITE)
+    if not math.isfinite(float(stack.sum())):
+        finite = stack.flatten(1).isfinite().all(dim=1).tolist()
+        if not all(finite):
+            return [
+                measured
+                for weight, good in zip(weights, finite, strict=True)
+                for measured in (measure([weight], options, generator) if good else [_non_finite(weight)])
+            ]
+    # contiguous, for BLAS would copy it otherwise
+    wide = stack.to(torch.float64, memory_format=torch.contiguous_format)
     if options.convention == "weightwatcher":
-        return _measure_weightwatcher(weight, stack, options, generator)
-    return _measure_default(weight, stack, options)
+        return _measure_weightwatcher(weights, wide, options, generator)
+    return _measure_default(weights, stack, wide, options)
 
 
-def _measure_default(weight: LayerWeight, stack: torch.Tensor, options: Options) -> Measured:
-    assert weight.matrices is not None
-    k, N, M = stack.shape
-    values = eigenvalues(stack)
-    null = null_of(oriented(weight.matrices))
-    centred = centred_eigenvalues(stack, null.means) if null.shifted else values
-    zero = values[:, -1:] * (N * float(np.finfo(np.float32).eps)) ** 2
-    samples = [values] if N < RECTANGULAR * M else [eigenvalues(window) for window in windows(stack, N_WINDOWS)]
-    extra: dict[str, Any] = {}
-    if options.randomize and values.any():
-        extra |= _permuted_columns(weight.name, stack, values, null, options.seed)
-    if options.mp_fit and values.any():
-        extra |= {"bulk_max": float(null.edges.max()), "mp_softrank": float(null.edges.max() / values.max())}
-    if options.erg and values.any():
-        extra |= volume_columns(values)
-    columns = {
-        **_common(weight, values, (k, N, M)),
-        "n_windows": len(samples),
-        "rank_loss": int((values <= zero).sum()),
-        "spikes": int((centred > spike_edges(centred, null, N)[:, None]).sum()),
-        "traps": null.traps,
-        "largest_entry": null.largest_entry,
-        "extra": extra,
-    }
-    return Measured(columns, values.ravel(), tuple(np.where(sample > zero, sample, 0.0).ravel() for sample in samples))
+def _non_finite(weight: LayerWeight) -> Measured:
+    return _unread(weight, Status.NON_FINITE)
 
 
-def _permuted_columns(name: str, stack: torch.Tensor, values: Array, null: Null, seed: int) -> dict[str, Any]:
+def _measure_default(
+    weights: Sequence[LayerWeight], stack: torch.Tensor, wide: torch.Tensor, options: Options
+) -> list[Measured]:
+    G, k, N, M = wide.shape
+    values = _spectra(wide)
+    null = null_of(stack)
+    centred = values
+    if null.shifted.any():
+        centred = values.copy()
+        for layer in np.flatnonzero(null.shifted):
+            centred[layer] = centred_eigenvalues(wide[layer], null.means[layer])
+    spikes = (centred > spike_edges(centred, null, N)[..., None]).sum(axis=(1, 2))
+    zero = values[..., -1:] * (N * float(np.finfo(np.float32).eps)) ** 2
+    lost = (values <= zero).sum(axis=(1, 2))
+    samples = [values]
+    if N >= RECTANGULAR * M:
+        samples = [_spectra(window) for window in windows(wide, N_WINDOWS)]
+    samples = [np.where(sample > zero, sample, 0.0).reshape(G, -1) for sample in samples]
+    measured = []
+    for layer, common in enumerate(_common(weights, values, N)):
+        own = values[layer]
+        extra: dict[str, Any] = {}
+        if options.randomize and own.any():
+            extra |= _permuted_columns(weights[layer].name, wide[layer], own, null.means[layer], options.seed)
+        if options.mp_fit and own.any():
+            bulk = float(null.edges[layer].max())
+            extra |= {"bulk_max": bulk, "mp_softrank": bulk / float(own.max())}
+        if options.erg and own.any():
+            extra |= volume_columns(own)
+        columns = {
+            **common,
+            "n_windows": len(samples),
+            "rank_loss": int(lost[layer]),
+            "spikes": int(spikes[layer]),
+            "traps": int(null.traps[layer]),
+            "largest_entry": float(null.largest_entry[layer]),
+            "extra": extra,
+        }
+        measured.append(Measured(columns, own.ravel(), tuple(sample[layer] for sample in samples)))
+    return measured
+
+
+def _spectra(stack: torch.Tensor, exact: bool = False) -> Array:
+    """Eigenvalues of layers' matrices, shape ``(G, k, M)`` for a stack of shape ``(G, k, N, M)``."""
+    found = (exact_eigenvalues if exact else eigenvalues)(stack.flatten(0, 1))
+    return found.reshape(*stack.shape[:2], -1)
+
+
+def _permuted_columns(name: str, stack: torch.Tensor, values: Array, means: Array, seed: int) -> dict[str, Any]:
     """Columns of one permutation of the centred entries; seeded by the layer's name, so that order changes nothing."""
     k, N, M = stack.shape
     generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
     order = torch.stack([torch.randperm(N * M, generator=generator) for _ in range(k)]).to(stack.device)
-    centred = (stack - torch.as_tensor(null.means, device=stack.device)[:, None, None]).flatten(1)
+    centred = (stack - torch.as_tensor(means, device=stack.device)[:, None, None]).flatten(1)
     variance = centred.square().mean(dim=1).cpu().numpy()
     permuted = eigenvalues(centred.gather(1, order).view(k, N, M))
     return {
@@ -131,27 +170,31 @@ def _permuted_columns(name: str, stack: torch.Tensor, values: Array, null: Null,
 
 
 def _measure_weightwatcher(
-    weight: LayerWeight, stack: torch.Tensor, options: Options, generator: np.random.RandomState
-) -> Measured:
-    k, N, M = stack.shape
-    scale = 0.5 if weight.kind == "conv2d" else 1.0  # its `conv2d_norm`, with a count of 1
-    values = exact_eigenvalues(stack) * scale
-    zero = values[:, -1:] * (N * PRECISION) ** 2
-    pooled = np.sort(values.ravel())
-    extra: dict[str, Any] = norm_columns(values, N) if values.any() else {}
-    if options.mp_fit and values.any():
-        extra |= mp_fit(values, N, M)
-    if options.randomize and values.any():
-        extra |= _shuffled_columns(weight, values, scale, generator)
-    if options.erg and values.any():
-        extra |= volume_columns(values)
-    columns = {
-        **_common(weight, values, (k, N, M)),
-        "n_windows": 1,
-        "rank_loss": int((values <= zero).sum()),
-        "extra": {**extra, "layer_id": weight.index},
-    }
-    return Measured(columns, pooled, (pooled[pooled > 1e-5],))
+    weights: Sequence[LayerWeight], wide: torch.Tensor, options: Options, generator: np.random.RandomState
+) -> list[Measured]:
+    _, _, N, M = wide.shape
+    # its `conv2d_norm`, with a count of 1
+    scales = np.array([0.5 if weight.kind == "conv2d" else 1.0 for weight in weights])
+    values = _spectra(wide, exact=True) * scales[:, None, None]
+    lost = (values <= values[..., -1:] * (N * PRECISION) ** 2).sum(axis=(1, 2))
+    pooled = np.sort(values.reshape(len(weights), -1), axis=1)
+    norms = norm_columns(values, pooled, N)
+    measured = []
+    for layer, common in enumerate(_common(weights, values, N)):
+        weight, own = weights[layer], values[layer]
+        extra: dict[str, Any] = {}
+        if pooled[layer, -1] > 0:
+            extra = {name: column[layer] for name, column in norms.items()}
+            if options.mp_fit:
+                extra |= mp_fit(own, N, M)
+            if options.randomize:
+                extra |= _shuffled_columns(weight, own, float(scales[layer]), generator)
+            if options.erg:
+                extra |= volume_columns(own)
+        extra["layer_id"] = weight.index
+        columns = {**common, "n_windows": 1, "rank_loss": int(lost[layer]), "extra": extra}
+        measured.append(Measured(columns, pooled[layer], (pooled[layer][pooled[layer] > 1e-5],)))
+    return measured
 
 
 def _shuffled_columns(
@@ -168,30 +211,35 @@ def _shuffled_columns(
     return {**columns, **fit, "num_traps": fit["rand_num_spikes"]}
 
 
-def _common(weight: LayerWeight, values: Array, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The columns that both conventions define alike, from eigenvalues of shape ``(k, M)``."""
-    k, N, M = shape
-    total, largest = float(values.sum()), float(values.max())
-    positive = total > 0
-    return {
-        **_names(weight),
+def _common(weights: Sequence[LayerWeight], values: Array, N: int) -> list[dict[str, Any]]:
+    """The columns that both conventions define alike, from eigenvalues of shape ``(G, k, M)``."""
+    _, k, M = values.shape
+    total, largest = values.sum(axis=(1, 2)), values.max(axis=(1, 2))
+    with np.errstate(divide="ignore"):
+        columns = {
+            "spectral_norm": np.sqrt(largest).tolist(),
+            "frobenius_norm": np.sqrt(total).tolist(),
+            "stable_rank": (total / np.where(largest > 0, largest, 1.0)).tolist(),
+            "effective_rank": _effective_ranks(values).tolist(),
+            "log_norm": np.log10(total).tolist(),
+            "log_spectral_norm": np.log10(largest).tolist(),
+        }
+    shape = {
         "N": N,
         "M": M,
         "Q": N / M,
         "n_matrices": k,
-        "n_eigenvalues": values.size,
-        "spectral_norm": math.sqrt(largest),
-        "frobenius_norm": math.sqrt(total),
-        "stable_rank": total / largest if positive else 0.0,
-        "effective_rank": _effective_rank(values),
+        "n_eigenvalues": k * M,
         "null_effective_rank": null_effective_rank(N, M),
-        "log_norm": math.log10(total) if positive else -math.inf,
-        "log_spectral_norm": math.log10(largest) if positive else -math.inf,
     }
+    return [
+        {**_names(weight), **shape, **{name: column[layer] for name, column in columns.items()}}
+        for layer, weight in enumerate(weights)
+    ]
 
 
-def _effective_rank(values: Array) -> float:
-    """Mean over the matrices of ``exp(entropy)``; matrices of zeros have none."""
-    p = values / np.maximum(values.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    ranks = np.exp(-(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1))
-    return float(np.where(values[:, -1] > 0, ranks, 0.0).mean())
+def _effective_ranks(values: Array) -> Array:
+    """Mean over each layer's matrices of ``exp(entropy)``; matrices of zeros have none."""
+    p = values / np.maximum(values.sum(axis=2, keepdims=True), np.finfo(np.float64).tiny)
+    ranks = np.exp(-(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=2))
+    return np.asarray(np.where(values[..., -1] > 0, ranks, 0.0).mean(axis=1))

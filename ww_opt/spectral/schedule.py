@@ -1,4 +1,4 @@
-"""How the layers of a model are gone through: what is known already is not done again, the rest in parallel.
+"""How the layers of a model are gone through: known ones not again, small ones together, the rest in parallel.
 
 A layer is known by what stands in it, not by PyTorch's version counter alone: fused optimizers and writes through
 ``.data`` change weights without counting, so a sum over all bits is compared as well.
@@ -6,12 +6,14 @@ A layer is known by what stands in it, not by PyTorch's version counter alone: f
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +24,7 @@ from tqdm import tqdm
 
 from ww_opt.spectral.matrices import checksum
 
-__all__ = ["Memory", "fingerprint", "in_parallel"]
+__all__ = ["Memory", "fingerprint", "in_batches", "in_parallel", "n_bytes"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -74,24 +76,76 @@ def _one_blas_thread() -> Iterator[None]:
         yield
 
 
-def in_parallel(function: Callable[[T], R], items: Iterable[T], total: int | None = None) -> list[R]:
+def in_parallel(
+    function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int], total: int | None = None
+) -> list[R]:
     """Apply ``function`` to each item, in order, on as many threads as torch may use (``torch.get_num_threads()``).
 
-    Items are drawn a few at a time, so that a stream of weights is never in memory as a whole. A progress bar shows
-    after three seconds, on a terminal only.
+    Items are drawn a few at a time, so that a stream of weights is never in memory as a whole. A progress bar with the
+    time left shows after three seconds, on a terminal only; it counts the ``size`` of each item, in bytes, up to
+    ``total``.
     """
     n_threads = torch.get_num_threads()
     stream = iter(items)
-    bar = tqdm(total=total, desc="layers", unit="layer", delay=_PATIENCE_SECONDS, disable=None, leave=False)
+    bar = tqdm(
+        total=total, desc="layers", unit="B", unit_scale=True, delay=_PATIENCE_SECONDS, disable=None, leave=False
+    )
     results: list[R] = []
     with bar, _one_blas_thread():
         if n_threads == 1:
             for item in stream:
                 results.append(function(item))
-                bar.update()
+                bar.update(size(item))
             return results
         with ThreadPoolExecutor(n_threads) as pool:
-            while batch := list(islice(stream, n_threads)):
-                results.extend(pool.map(function, batch))
-                bar.update(len(batch))
+            while drawn := list(islice(stream, n_threads)):
+                results.extend(pool.map(function, drawn))
+                bar.update(sum(size(item) for item in drawn))
     return results
+
+
+def n_bytes(source: object) -> int | None:
+    """Bytes of the weights of a model, a state dict, or in a checkpoint's files; ``None`` where nothing can tell."""
+    if isinstance(source, nn.Module):
+        return _n_bytes(source.parameters())
+    if isinstance(source, Mapping):
+        return _n_bytes(source.values())
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        files = [path] if path.is_file() else [file for file in path.glob("*") if file.suffix in _WEIGHT_FILES]
+        return sum(file.stat().st_size for file in files) or None
+    return None
+
+
+_WEIGHT_FILES = (".safetensors", ".bin")
+
+
+def _n_bytes(values: Iterable[object]) -> int | None:
+    tensors = [value for value in values if isinstance(value, torch.Tensor) and not is_lazy(value) and value.ndim >= 2]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) or None
+
+
+def in_batches(
+    items: Iterable[T], key: Callable[[T], Hashable], size: Callable[[T], int], together: int = 1 << 23
+) -> Iterator[list[T]]:
+    """Put small items of one key together, in the order in which they come; large ones stay alone.
+
+    Args:
+        items: what to group; drawn as batches are asked for.
+        key: what the items of one batch agree in; ``None``: the item stays alone.
+        size: of an item, in bytes.
+        together: bytes that may wait for company; an item over a sixteenth of it is large.
+    """
+    waiting: dict[Hashable, list[T]] = {}
+    n_waiting = 0
+    for item in items:
+        kind = key(item)
+        if kind is None or size(item) > together // 16:
+            yield [item]
+            continue
+        waiting.setdefault(kind, []).append(item)
+        n_waiting += size(item)
+        if n_waiting > together:
+            yield from waiting.values()
+            waiting, n_waiting = {}, 0
+    yield from waiting.values()

@@ -76,12 +76,16 @@ def windows(stack: torch.Tensor, n_windows: int) -> list[torch.Tensor]:
     aspect ratio make layers of different shapes comparable. A side is ``M`` up to 128 and then ``M / 4``, at least 128,
     so that four windows of a large layer cost a sixteenth of the whole; they alternate between first and last columns.
 
+    Args:
+        stack: shape ``(..., N, M)``, ``N >= M``.
+        n_windows: how many at most.
+
     Returns:
-        Views of shape ``(k, side, side)``.
+        Views of shape ``(..., side, side)``.
     """
-    _, N, M = stack.shape
+    N, M = stack.shape[-2:]
     side = M if M <= 128 else max(M // 4, 128)
     count = min(-(-N // side), n_windows)
     starts = np.linspace(0, N - side, count).astype(int) if count > 1 else [0]
     columns = [(i % 2) * (M - side) for i in range(count)]
-    return [stack[:, i : i + side, j : j + side] for i, j in zip(starts, columns, strict=True)]
+    return [stack[..., i : i + side, j : j + side] for i, j in zip(starts, columns, strict=True)]

@@ -31,27 +31,31 @@ PRECISION = float(np.finfo(np.float64).eps)
 _EPSILON = 1e-10  # its guard against log 0, added to every probability and to the rank
 
 
-def norm_columns(values: Array, N: int) -> dict[str, Any]:
-    """Columns of ``analyze()`` that follow from the eigenvalues of a layer's matrices, shape ``(k, M)``.
+def norm_columns(values: Array, pooled: Array, N: int) -> dict[str, list[Any]]:
+    """Columns of ``analyze()`` that follow from eigenvalues: one list each, with an item per layer.
 
     ``sv_min`` is the *largest* of the matrices' smallest singular values.
+
+    Args:
+        values: eigenvalues of the layers' matrices, ascending, shape ``(G, k, M)``.
+        pooled: the same by layer, ascending, shape ``(G, k M)``.
+        N: the longer side of the matrices.
     """
-    pooled = np.sort(values.ravel())
+    largest, total = pooled[:, -1], pooled.sum(axis=1)
     singular = np.sqrt(pooled)
-    largest, total = float(pooled[-1]), float(pooled.sum())
-    rank = int((singular > singular[-1] * N * PRECISION).sum())
-    p = pooled / total + _EPSILON
+    rank = (singular > singular[:, -1:] * N * PRECISION).sum(axis=1)
+    p = pooled / np.maximum(total, np.finfo(np.float64).tiny)[:, None] + _EPSILON
     return {
-        "has_esd": True,
-        "num_evals": pooled.size,
-        "lambda_max": largest,
-        "sv_max": float(singular[-1]),
-        "sv_min": float(np.sqrt(values[:, 0].max())),
-        "weak_rank_loss": int((pooled < 1e-6).sum()),
-        "norm": total,
-        "spectral_norm": largest,  # squared, as in its tables
-        "matrix_rank": rank,
-        "entropy": float(-(p * np.log(p)).sum() / np.log(rank + _EPSILON)),
+        "has_esd": [True] * len(pooled),
+        "num_evals": [pooled.shape[1]] * len(pooled),
+        "lambda_max": largest.tolist(),
+        "sv_max": singular[:, -1].tolist(),
+        "sv_min": np.sqrt(values[..., 0].max(axis=1)).tolist(),
+        "weak_rank_loss": (pooled < 1e-6).sum(axis=1).tolist(),
+        "norm": total.tolist(),
+        "spectral_norm": largest.tolist(),  # squared, as in its tables
+        "matrix_rank": rank.tolist(),
+        "entropy": (-(p * np.log(p)).sum(axis=1) / np.log(rank + _EPSILON)).tolist(),
     }
 
 
