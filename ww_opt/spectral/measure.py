@@ -20,7 +20,7 @@ from ww_opt.spectral.matrices import LayerWeight
 from ww_opt.spectral.nulls import null_of, spike_edges
 from ww_opt.spectral.random_matrices import edge, null_effective_rank
 from ww_opt.spectral.rows import Convention
-from ww_opt.spectral.spectra import centred_eigenvalues, eigenvalues, exact_eigenvalues, oriented, windows
+from ww_opt.spectral.spectra import centred_eigenvalues, eigenvalues, exact_eigenvalues, in_float64, oriented, windows
 from ww_opt.spectral.weightwatcher import (
     PRECISION,
     jensen_shannon,
@@ -95,8 +95,7 @@ def measure(weights: Sequence[LayerWeight], options: Options, generator: np.rand
                 for weight, good in zip(weights, finite, strict=True)
                 for measured in (measure([weight], options, generator) if good else [_non_finite(weight)])
             ]
-    # contiguous, for BLAS would copy it otherwise
-    wide = stack.to(torch.float64, memory_format=torch.contiguous_format)
+    wide = in_float64(stack)
     if options.convention == "weightwatcher":
         return _measure_weightwatcher(weights, wide, options, generator)
     return _measure_default(weights, stack, wide, options)

@@ -67,7 +67,7 @@ def null_of(stack: torch.Tensor) -> Null:
     # then a trap of a live one is larger still: most layers hold nothing that may be a trap
     suspects = np.flatnonzero(lives & (entries.largest >= huge_entry(N, M, k) / 4))
     if suspects.size:
-        traps[suspects] = [entries.traps(layer) for layer in suspects.tolist()]
+        traps[suspects] = entries.traps(suspects)
     shifted = (entries.mean**2 * (N * M) ** 0.5 > 0.5 * entries.variance).any(axis=1) & lives
     largest = np.where(lives, entries.largest, 0.0)
     return Null(
@@ -141,40 +141,46 @@ class _Entries:
         self.row_squares = (row2 * self._scale[:, :, None] ** 2).sum(axis=1) / (k * M)
         self.column_squares = (column2 * self._scale[:, :, None] ** 2).sum(axis=1) / (k * N)
 
-    def _absolute(self, layer: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield one layer's absolute centred entries over the scale, a few rows of every matrix at a time."""
-        mean, scale = self.mean[layer, :, None, None], self._scale[layer, :, None, None]
-        for rows, block in _blocks(self._stack[layer]):
-            yield rows, (block - _like(mean, block)).abs_().mul_(_like(scale, block))
-
-    def traps(self, layer: int) -> int:
-        """Count the huge entries of one layer.
+    def traps(self, layers: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Count the huge entries of the layers with these indices.
 
         An entry counts when it is huge for its row and column (a large neuron is no trap) and for the whole matrix (an
         entry of a dead neuron is none). Scales are mean absolute entries without those beyond four standard deviations,
         so that a huge entry does not set its own standard.
         """
-        k, N, M = self._stack.shape[1:]
-        absolute, absolute_columns = np.zeros(N), np.zeros(M)
-        for rows, block in self._absolute(layer):
-            absolute[rows] = _numbers(block.sum(dim=(0, 2)))
-            absolute_columns += _numbers(block.sum(dim=(0, 1)))
-        row_cut, column_cut = 4.0 / _GAUSSIAN_L1 * absolute / (k * M), 4.0 / _GAUSSIAN_L1 * absolute_columns / (k * N)
-        sums = [np.zeros(N), np.zeros(N), np.zeros(M), np.zeros(M)]
-        for rows, block in self._absolute(layer):
-            usual = block <= _like(row_cut[rows, None], block)
-            sums[0][rows], sums[1][rows] = _numbers((block * usual).sum(dim=(0, 2))), _numbers(usual.sum(dim=(0, 2)))
-            usual = block <= _like(column_cut, block)
-            sums[2] += _numbers((block * usual).sum(dim=(0, 1)))
-            sums[3] += _numbers(usual.sum(dim=(0, 1)))
+        G, k, N, M = self._stack.shape
+        stack = self._stack if layers.size == G else self._stack[layers]
+        mean, scale = self.mean[layers, :, None, None], self._scale[layers, :, None, None]
+
+        def absolute() -> Iterator[tuple[slice, torch.Tensor]]:
+            """Yield absolute centred entries over the scale, a few rows of every matrix at a time."""
+            for rows, block in _blocks(stack):
+                yield rows, (block - _like(mean, block)).abs_().mul_(_like(scale, block))
+
+        by_row, by_column = np.zeros((layers.size, N)), np.zeros((layers.size, M))
+        for rows, block in absolute():
+            by_row[:, rows] = _numbers(block.sum(dim=(1, 3)))
+            by_column += _numbers(block.sum(dim=(1, 2)))
+        row_cut, column_cut = 4.0 / _GAUSSIAN_L1 * by_row / (k * M), 4.0 / _GAUSSIAN_L1 * by_column / (k * N)
+        rows_sum, rows_count = np.zeros_like(by_row), np.zeros_like(by_row)
+        columns_sum, columns_count = np.zeros_like(by_column), np.zeros_like(by_column)
+        for rows, block in absolute():
+            usual = block <= _like(row_cut[:, None, rows, None], block)
+            rows_sum[:, rows] = _numbers((block * usual).sum(dim=(1, 3)))
+            rows_count[:, rows] = _numbers(usual.sum(dim=(1, 3)))
+            usual = block <= _like(column_cut[:, None, None, :], block)
+            columns_sum += _numbers((block * usual).sum(dim=(1, 2)))
+            columns_count += _numbers(usual.sum(dim=(1, 2)))
         # L1 estimates of a variance have 2.28 / n of noise where L2 estimates have 2 / n
-        row = _shrunk((sums[0] / sums[1]) ** 2, 2.28 / (k * M)) ** -0.5
-        column = _shrunk((sums[2] / sums[3]) ** 2, 2.28 / (k * N)) ** -0.5
-        overall = float(np.sqrt(sums[0].sum() / sums[1].sum() * sums[2].sum() / sums[3].sum())) / _GAUSSIAN_L1
-        threshold, count = huge_entry(N, M, k) * overall, 0
-        for rows, block in self._absolute(layer):
-            explained = _like(row[rows, None], block) * _like(column, block)
-            count += int((block.mul_(explained.clamp_max_(1.0)) > threshold).sum())
+        row = _shrunk((rows_sum / rows_count) ** 2, 2.28 / (k * M)) ** -0.5
+        column = _shrunk((columns_sum / columns_count) ** 2, 2.28 / (k * N)) ** -0.5
+        means = rows_sum.sum(axis=1) / rows_count.sum(axis=1) * columns_sum.sum(axis=1) / columns_count.sum(axis=1)
+        thresholds = huge_entry(N, M, k) * np.sqrt(means)[:, None, None, None] / _GAUSSIAN_L1
+        count = np.zeros(layers.size, dtype=np.intp)
+        for rows, block in absolute():
+            explained = _like(row[:, None, rows, None], block) * _like(column[:, None, None, :], block)
+            huge = block.mul_(explained.clamp_max_(1.0)) > _like(thresholds, block)
+            count += huge.flatten(1).sum(dim=1).cpu().numpy()
         return count
 
 

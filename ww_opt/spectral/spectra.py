@@ -13,12 +13,23 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-__all__ = ["centred_eigenvalues", "eigenvalues", "exact_eigenvalues", "oriented", "windows"]
+__all__ = ["centred_eigenvalues", "eigenvalues", "exact_eigenvalues", "in_float64", "oriented", "windows"]
+
+_SMALL = 64
+"""Side up to which torch's batched eigenvalues took 10 % less time than NumPy's; from 256 on they took 25-60 % more."""
 
 
 def oriented(stack: torch.Tensor) -> torch.Tensor:
     """Turn matrices of shape ``(k, rows, columns)`` such that ``N = rows >= M = columns``; a view."""
     return stack if stack.shape[1] >= stack.shape[2] else stack.transpose(1, 2)
+
+
+def in_float64(stack: torch.Tensor) -> torch.Tensor:
+    """Copy in float64, contiguous (BLAS would copy it otherwise), on the device of ``stack``."""
+    if stack.device.type != "cpu":
+        return stack.to(torch.float64, memory_format=torch.contiguous_format)
+    # NumPy asks the system for huge pages: of 4096 x 1024 a copy took 4 ms instead of 15
+    return torch.from_numpy(np.empty(stack.shape)).copy_(stack)
 
 
 def eigenvalues(stack: torch.Tensor) -> Array:
@@ -33,7 +44,7 @@ def eigenvalues(stack: torch.Tensor) -> Array:
     W = stack.to(torch.float64)
     if W.device.type == "cpu":
         A = W.numpy()
-        return np.maximum(np.linalg.eigvalsh(np.swapaxes(A, 1, 2) @ A), 0.0)
+        return _eigvalsh(torch.from_numpy(np.swapaxes(A, 1, 2) @ A))
     return _eigvalsh(W.transpose(1, 2) @ W)
 
 
@@ -49,7 +60,7 @@ def centred_eigenvalues(stack: torch.Tensor, means: Array) -> Array:
 
 
 def _eigvalsh(gram: torch.Tensor) -> Array:
-    if gram.device.type == "cpu":
+    if gram.device.type == "cpu" and gram.shape[-1] > _SMALL:
         return np.maximum(np.linalg.eigvalsh(gram.numpy()), 0.0)
     return np.asarray(torch.linalg.eigvalsh(gram).clamp_min(0.0).cpu().numpy(), dtype=np.float64)
 
