@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +29,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _PATIENCE_SECONDS = 3.0
+ALONE = 1 << 24
+"""Bytes from which an item is worked on alone."""
 
 
 class Memory:
@@ -70,9 +71,9 @@ def _controller() -> ThreadpoolController:
 
 
 @contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Hold BLAS to one thread: with more, it takes several times longer beside a running training."""
-    with _controller().limit(limits=1, user_api="blas"):
+def _blas_threads(n: int) -> Iterator[None]:
+    """Hold BLAS to ``n`` threads."""
+    with _controller().limit(limits=n, user_api="blas"):
         yield
 
 
@@ -81,27 +82,48 @@ def in_parallel(
 ) -> list[R]:
     """Apply ``function`` to each item, in order, on as many threads as torch may use (``torch.get_num_threads()``).
 
-    Items are drawn a few at a time, so that a stream of weights is never in memory as a whole. A progress bar with the
-    time left shows after three seconds, on a terminal only; it counts the ``size`` of each item, in bytes, up to
-    ``total``.
+    Small items share the threads, each with one for BLAS: with more, BLAS takes several times longer beside a running
+    training. An item over ``ALONE`` comes alone, so that a stream of weights costs the memory of its largest one; for
+    that one BLAS may use the cores that are free.
+
+    A progress bar with the time left shows after three seconds, on a terminal only; it counts the ``size`` of each
+    item, in bytes, up to ``total``.
     """
     n_threads = torch.get_num_threads()
-    stream = iter(items)
     bar = tqdm(
         total=total, desc="layers", unit="B", unit_scale=True, delay=_PATIENCE_SECONDS, disable=None, leave=False
     )
     results: list[R] = []
-    with bar, _one_blas_thread():
-        if n_threads == 1:
-            for item in stream:
-                results.append(function(item))
-                bar.update(size(item))
-            return results
-        with ThreadPoolExecutor(n_threads) as pool:
-            while drawn := list(islice(stream, n_threads)):
-                results.extend(pool.map(function, drawn))
-                bar.update(sum(size(item) for item in drawn))
+    with bar, ThreadPoolExecutor(n_threads) as pool:
+        for drawn in _drawn(items, size, n_threads):
+            with _blas_threads(1 if len(drawn) > 1 else min(n_threads, _free_cores())):
+                results.extend(map(function, drawn) if len(drawn) == 1 else pool.map(function, drawn))
+            bar.update(sum(size(item) for item in drawn))
     return results
+
+
+def _free_cores() -> int:
+    """Cores that the machine's load of the last minute leaves free, at least one."""
+    try:
+        return max((os.cpu_count() or 1) - round(os.getloadavg()[0]), 1)
+    except (AttributeError, OSError):  # not known on Windows
+        return 1
+
+
+def _drawn(items: Iterable[T], size: Callable[[T], int], n: int) -> Iterator[list[T]]:
+    """Draw up to ``n`` items at a time, in order; a large one alone."""
+    together: list[T] = []
+    for item in items:
+        is_large = size(item) > ALONE
+        if together and (is_large or len(together) == n):
+            yield together
+            together = []
+        together.append(item)
+        if is_large:
+            yield together
+            together = []
+    if together:
+        yield together
 
 
 def n_bytes(source: object) -> int | None:

@@ -1,13 +1,14 @@
 """Matrices -> eigenvalues of ``X = W^T W`` in float64, with no division by N, on the device of the weights.
 
 A Gram matrix of the shorter side costs a fraction of a full SVD. It squares the condition number; where that could
-show, :func:`exact_eigenvalues` goes through the R factor of a QR. On the CPU the work is NumPy's: its Gram product
-(``syrk``) took half the time of torch's here; ``benchmarks/`` measures it on yours.
+show, :func:`exact_eigenvalues` goes through the R factor of a QR. Memory: a copy of the weights in float64 and the Gram
+matrices, which are overwritten.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
@@ -15,8 +16,15 @@ Array = NDArray[np.float64]
 
 __all__ = ["centred_eigenvalues", "eigenvalues", "exact_eigenvalues", "in_float64", "oriented", "windows"]
 
+# Which library is a matter of measurement (one thread, AMD EPYC; `make bench` prints yours): NumPy's Gram product
+# (``syrk``) took half the time of torch's.
 _SMALL = 64
 """Side up to which torch's batched eigenvalues took 10 % less time than NumPy's; from 256 on they took 25-60 % more."""
+_LARGE = 512
+"""Side from which SciPy, as fast there, works in place: NumPy would copy the Gram matrix."""
+_ON_DEVICE = 2048
+"""Side from which eigenvalues are taken on the GPU; below, moving the Gram matrix to LAPACK is held to be cheaper. Not
+measured yet: `make bench` prints both where there is a GPU."""
 
 
 def oriented(stack: torch.Tensor) -> torch.Tensor:
@@ -25,8 +33,11 @@ def oriented(stack: torch.Tensor) -> torch.Tensor:
 
 
 def in_float64(stack: torch.Tensor) -> torch.Tensor:
-    """Copy in float64, contiguous (BLAS would copy it otherwise), on the device of ``stack``."""
-    if stack.device.type != "cpu":
+    """Copy in float64, contiguous (BLAS would copy it otherwise), on the device of ``stack`` where that knows float64.
+
+    Apple's GPUs do not: from there the copy goes to the CPU.
+    """
+    if stack.device.type not in ("cpu", "mps"):
         return stack.to(torch.float64, memory_format=torch.contiguous_format)
     # NumPy asks the system for huge pages: of 4096 x 1024 a copy took 4 ms instead of 15
     return torch.from_numpy(np.empty(stack.shape)).copy_(stack)
@@ -41,11 +52,7 @@ def eigenvalues(stack: torch.Tensor) -> Array:
     Returns:
         Shape ``(k, M)``, ascending, clipped at 0. Absolute error about ``M eps64`` times the largest eigenvalue.
     """
-    W = stack.to(torch.float64)
-    if W.device.type == "cpu":
-        A = W.numpy()
-        return _eigvalsh(torch.from_numpy(np.swapaxes(A, 1, 2) @ A))
-    return _eigvalsh(W.transpose(1, 2) @ W)
+    return _eigvalsh_(_gram(stack if stack.dtype == torch.float64 else in_float64(stack)))
 
 
 def centred_eigenvalues(stack: torch.Tensor, means: Array) -> Array:
@@ -53,16 +60,36 @@ def centred_eigenvalues(stack: torch.Tensor, means: Array) -> Array:
 
     No second copy of the weights: ``(W - m)^T (W - m) = W^T W - m (s 1^T + 1 s^T) + N m^2`` with column sums ``s``.
     """
-    W = stack.to(torch.float64)
-    m = torch.as_tensor(means, dtype=torch.float64, device=W.device)[:, None, None]
-    s = W.sum(dim=1, keepdim=True)
-    return _eigvalsh(W.transpose(1, 2) @ W - m * (s + s.transpose(1, 2)) + stack.shape[1] * m**2)
+    W = stack if stack.dtype == torch.float64 else in_float64(stack)
+    m = torch.as_tensor(means, dtype=torch.float64, device=W.device)[:, None]
+    shift = m * (W.sum(dim=1) - stack.shape[1] * m / 2)
+    return _eigvalsh_(_gram(W).sub_(shift[:, :, None]).sub_(shift[:, None, :]))
 
 
-def _eigvalsh(gram: torch.Tensor) -> Array:
-    if gram.device.type == "cpu" and gram.shape[-1] > _SMALL:
-        return np.maximum(np.linalg.eigvalsh(gram.numpy()), 0.0)
-    return np.asarray(torch.linalg.eigvalsh(gram).clamp_min(0.0).cpu().numpy(), dtype=np.float64)
+def _gram(W: torch.Tensor) -> torch.Tensor:
+    if W.device.type == "cpu":
+        A = W.numpy()
+        return torch.from_numpy(np.swapaxes(A, 1, 2) @ A)
+    return W.transpose(1, 2) @ W
+
+
+def _eigvalsh_(gram: torch.Tensor) -> Array:
+    """Eigenvalues of symmetric matrices, shape ``(k, M, M)``, ascending, not under 0; the matrices are overwritten."""
+    M = gram.shape[-1]
+    if gram.device.type != "cpu" and M < _ON_DEVICE:
+        gram = gram.cpu()
+    if gram.device.type != "cpu" or M <= _SMALL:
+        found = torch.linalg.eigvalsh(gram).cpu().numpy()
+    elif M < _LARGE:
+        found = np.linalg.eigvalsh(gram.numpy())
+    else:  # transposed, for LAPACK expects columns
+        found = np.stack([_in_place(own.T) for own in gram.numpy()])
+    return np.asarray(np.maximum(found, 0.0), dtype=np.float64)
+
+
+def _in_place(gram: Array) -> Array:
+    values = scipy.linalg.eigh(gram, eigvals_only=True, driver="evd", overwrite_a=True, check_finite=False)
+    return np.asarray(values)
 
 
 def exact_eigenvalues(stack: torch.Tensor) -> Array:
