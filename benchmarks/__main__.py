@@ -1,5 +1,17 @@
-"""``python -m benchmarks``: the tables of speed. ``python -m benchmarks.evidence`` judges the score."""
+"""``python -m benchmarks``: the tables of speed and memory. ``python -m benchmarks.evidence`` judges the score."""
 
-from benchmarks.speed import main
+import click
+
+from benchmarks import gpu, memory, speed
+
+
+@click.command()
+@click.option("--everything", is_flag=True, help="Wait two more minutes, for all of WeightWatcher's columns.")
+def main(everything: bool) -> None:
+    """Measure against the limit, against WeightWatcher where it is installed, and on a GPU where there is one."""
+    speed.main(everything=everything)
+    memory.main()
+    gpu.main()
+
 
 main()

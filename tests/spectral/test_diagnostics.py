@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ww_opt.spectral import Finding, diagnose
+from ww_opt.spectral.rows import Convention, Diagnosis
 
 CONTRACT = [
     "name",
@@ -260,3 +261,24 @@ def test_sigma_holds_68_percent_of_exact_samples(alpha: float) -> None:
         row = the_row(linear(torch.from_numpy(np.diag(np.sqrt(values)))))
         inside += abs(row.alpha - alpha) < row.sigma
     assert 0.58 < inside / n_draws < 0.78
+
+
+@pytest.mark.parametrize("convention", ["default", "weightwatcher"])
+def test_company_changes_nothing(convention: Convention) -> None:
+    torch.manual_seed(3)
+    layers = [nn.Linear(48, 48) for _ in range(6)] + [nn.Conv2d(8, 16, 3) for _ in range(4)] + [nn.Linear(30, 90)]
+    with torch.no_grad():
+        layers[1].weight[2, 3] = float("nan")
+        layers[2].weight[5, 6] = 5.0
+        layers[3].weight.add_(0.4)
+        layers[4].weight.zero_()
+        layers[8].weight[3] *= 20.0
+    rows = diagnose(nn.Sequential(*layers), convention=convention, mp_fit=True, erg=True)
+    for layer, row in zip(layers, rows, strict=True):
+        [alone] = diagnose(nn.Sequential(layer), convention=convention, mp_fit=True, erg=True)
+        assert alone.findings == row.findings
+        frames = [Diagnosis((own,), convention).to_frame() for own in (alone, row)]
+        numbers = [name for name in frames[0].select_dtypes("number") if name != "layer_id"]
+        a, b = (frame[numbers].to_numpy(float) for frame in frames)
+        # the null's sums are float32 inside a block
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)

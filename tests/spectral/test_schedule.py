@@ -51,7 +51,7 @@ def test_bytes_of_a_model_its_state_and_its_files(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(30, 20), nn.Conv2d(3, 4, 5), nn.LazyLinear(7))
     weights = 4 * (30 * 20 + 3 * 4 * 25)
     assert n_bytes(model) == weights
-    state = {name: value for name, value in model[:2].state_dict().items()}
+    state = dict(model[:2].state_dict())
     assert n_bytes(state) == weights
     save_file(state, tmp_path / "model.safetensors")
     assert n_bytes(tmp_path / "model.safetensors") == n_bytes(str(tmp_path))

@@ -71,6 +71,7 @@ def test_parametrisation_that_fails_costs_its_own_layer_alone() -> None:
     layer.parametrizations.weight[0] = Broken()
     bad, good = named_weights(nn.Sequential(layer, nn.Linear(4, 4)))
     assert bad.matrices is None
+    assert bad.status is Status.UNREADABLE
     assert "no such kernel" in bad.note
     assert good.status is Status.SUCCESS
 

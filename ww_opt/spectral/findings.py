@@ -36,4 +36,5 @@ class Status(Enum):
     META = "not analysed: the weights are on the meta device and hold no numbers; load them first"
     EMPTY = "not analysed: the weights have no entries"
     VECTOR = "not analysed: one of its dimensions is 1, so it is a vector and has a single singular value"
+    UNREADABLE = "not analysed: computing the weights failed, as the note says; a forward pass would fail as well"
     NOT_NUMERIC = "not analysed: the weights are neither floating-point nor quantised numbers"

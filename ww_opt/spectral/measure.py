@@ -108,13 +108,13 @@ def _non_finite(weight: LayerWeight) -> Measured:
 def _measure_default(
     weights: Sequence[LayerWeight], stack: torch.Tensor, wide: torch.Tensor, options: Options
 ) -> list[Measured]:
-    G, k, N, M = wide.shape
+    G, _, N, M = wide.shape
     values = _spectra(wide)
     null = null_of(stack)
     centred = values
     if null.shifted.any():
         centred = values.copy()
-        for layer in np.flatnonzero(null.shifted):
+        for layer in np.flatnonzero(null.shifted).tolist():
             centred[layer] = centred_eigenvalues(wide[layer], null.means[layer])
     spikes = (centred > spike_edges(centred, null, N)[..., None]).sum(axis=(1, 2))
     zero = values[..., -1:] * (N * float(np.finfo(np.float32).eps)) ** 2

@@ -96,16 +96,18 @@ def in_parallel(
     results: list[R] = []
     with bar, ThreadPoolExecutor(n_threads) as pool:
         for drawn in _drawn(items, size, n_threads):
-            with _blas_threads(1 if len(drawn) > 1 else min(n_threads, _free_cores())):
+            with _blas_threads(_free_cores(n_threads) if len(drawn) == 1 else 1):
                 results.extend(map(function, drawn) if len(drawn) == 1 else pool.map(function, drawn))
             bar.update(sum(size(item) for item in drawn))
     return results
 
 
-def _free_cores() -> int:
-    """Cores that the machine's load of the last minute leaves free, at least one."""
+def _free_cores(most: int) -> int:
+    """Cores that the machine's load of the last minute leaves free; at least one, and ``most`` at most."""
+    if most == 1:
+        return 1
     try:
-        return max((os.cpu_count() or 1) - round(os.getloadavg()[0]), 1)
+        return min(max((os.cpu_count() or 1) - round(os.getloadavg()[0]), 1), most)
     except (AttributeError, OSError):  # not known on Windows
         return 1
 
@@ -114,12 +116,11 @@ def _drawn(items: Iterable[T], size: Callable[[T], int], n: int) -> Iterator[lis
     """Draw up to ``n`` items at a time, in order; a large one alone."""
     together: list[T] = []
     for item in items:
-        is_large = size(item) > ALONE
-        if together and (is_large or len(together) == n):
+        if size(item) > ALONE and together:
             yield together
             together = []
         together.append(item)
-        if is_large:
+        if size(item) > ALONE or len(together) == n:
             yield together
             together = []
     if together:

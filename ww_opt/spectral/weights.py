@@ -156,7 +156,7 @@ def _piece_rows(piece: _Piece, prefix: str) -> Iterator[LayerWeight]:
             with torch.no_grad():
                 tensor = piece.read()
         except Exception as error:  # foreign code: a parametrisation that fails must not cost the other layers
-            status, note = Status.NOT_NUMERIC, f"{note}; could not be computed: {error}"
+            status, note = Status.UNREADABLE, f"{note}; {type(error).__name__}: {error}"
     kind = piece.kind or ("parameter" if tensor is None else _kind(place.module, piece.key, tensor))
     row = LayerWeight(
         name=layer_name(unwrapped(place.owner, prefix), piece.key, kind),
