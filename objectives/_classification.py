@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ww_opt.late_entry import LateExamples
 from ww_opt.training import Task
 
 _EVALUATION_BATCH = 256
@@ -124,6 +125,7 @@ def classification_task(
     def evaluate(model: nn.Module) -> float:
         return accuracy(model, source.load()[1])
 
+    late = LateExamples(n_train, regime.batch_size, lambda index: training_examples().take(index), _logits)
     return Task(
         build_model=build_model,
         batches=batches,
@@ -132,6 +134,7 @@ def classification_task(
         evaluate=evaluate,
         name=source.name,
         steps_per_epoch=math.ceil(n_train / regime.batch_size),
+        late_entry=late,
     )
 
 
@@ -139,6 +142,10 @@ def cross_entropy(model: nn.Module, batch: Examples) -> torch.Tensor:
     """Mean cross-entropy over all labels of the batch; the model returns logits [..., n_classes]."""
     logits = model(batch.x)
     return nn.functional.cross_entropy(logits.flatten(0, -2), batch.y.flatten())
+
+
+def _logits(model: nn.Module, batch: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    return model(batch.x), batch.y
 
 
 def accuracy(model: nn.Module, examples: Examples) -> float:

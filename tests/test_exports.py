@@ -21,6 +21,8 @@ WINDOWS = (ww_opt, ww_opt.spectral)
 
 # What the documentation promises; a change here is a line in CHANGELOG.md.
 PROMISED = {
+    "LateEntry",
+    "LateExamples",
     "LayerSettings",
     "LayerwiseSpace",
     "SCORES",
@@ -33,6 +35,7 @@ PROMISED = {
     "by_block",
     "by_layer",
     "report",
+    "report_late",
     "score",
     "tied",
 }

@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ww_opt.late_entry import LateEntry as LateEntry
+    from ww_opt.late_entry import LateExamples as LateExamples
     from ww_opt.layerwise import LayerSettings as LayerSettings
     from ww_opt.layerwise import add_dropout as add_dropout
     from ww_opt.layerwise import by_block as by_block
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from ww_opt.layerwise import tied as tied
     from ww_opt.objective import SpectralObjective as SpectralObjective
     from ww_opt.objective import report as report
+    from ww_opt.objective import report_late as report_late
     from ww_opt.pruner import SpectralPruner as SpectralPruner
     from ww_opt.space import LayerwiseSpace as LayerwiseSpace
     from ww_opt.spectral.scores import SCORES as SCORES
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "LateEntry": "late_entry",
+    "LateExamples": "late_entry",
     "LayerSettings": "layerwise",
     "LayerwiseSpace": "space",
     "SCORES": "spectral.scores",
@@ -35,6 +40,7 @@ _HOME = {
     "by_block": "layerwise",
     "by_layer": "layerwise",
     "report": "objective",
+    "report_late": "objective",
     "score": "spectral.scores",
     "tied": "layerwise",
 }

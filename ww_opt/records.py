@@ -48,6 +48,7 @@ class LayerRecord:
 class Look:
     """One look at a trial: where it stood, what it cost, and what every layer showed.
 
+    ``late_loss`` and ``late_accuracy`` are those of examples that came late, NaN where none has yet.
     ``value`` is what was reported to Optuna. ``train_loss`` is NaN where none was given. ``n_steps`` is 0 where the
     length of the run is not known. ``seconds`` is the cost of the diagnosis.
     """
@@ -59,6 +60,8 @@ class Look:
     train_loss: float = math.nan
     seconds: float = 0.0
     layers: tuple[LayerRecord, ...] = ()
+    late_loss: float = math.nan
+    late_accuracy: float = math.nan
 
 
 def layer_records(rows: Iterable[LayerDiagnostics]) -> tuple[LayerRecord, ...]:

@@ -27,6 +27,7 @@ from torch import nn
 from ww_opt import records
 from ww_opt.objective import SpectralObjective
 from ww_opt.pruner import SpectralPruner
+from ww_opt.spectral.scores import FORMULA
 
 Observer = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -115,7 +116,12 @@ def open_study(study: Study, storage: str | BaseStorage | None = None, *, worker
 
 def _check_same_values(host: optuna.Study, objective: SpectralObjective) -> None:
     """Refuse to rank values that were made in another way; the space and the budget may change."""
-    ours = {"score": objective.score, "guard": objective.guard, "n_steps": objective.n_steps}
+    ours = {
+        "score": objective.score,
+        "guard": objective.guard,
+        "n_steps": objective.n_steps,
+        "formula": FORMULA,
+    }
     theirs = host.user_attrs.get("ww_opt:objective")
     if theirs is None:
         host.set_user_attr("ww_opt:objective", ours)

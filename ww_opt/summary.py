@@ -130,7 +130,8 @@ def curves(trial: FrozenTrial) -> dict[tuple[str, int], float]:
 
 
 def _at_look(look: records.Look) -> dict[str, float]:
-    own = {"score": look.score, "value": look.value, "train_loss": look.train_loss, "diagnosis_seconds": look.seconds}
+    own = {name: getattr(look, name) for name in ("score", "value", "train_loss", "late_loss", "late_accuracy")}
+    own["diagnosis_seconds"] = look.seconds
     for column in _LAYER_METRICS:
         by_layer = {layer.name: float(getattr(layer, column)) for layer in look.layers}
         finite = [value for value in by_layer.values() if math.isfinite(value)]

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ww_opt.late_entry import Judgement, LateExamples, judge
+
 __all__ = ["Checkpoint", "Task", "constant", "cosine", "momentum_key", "train"]
 
 
@@ -43,6 +45,9 @@ class Task:
         device: where the model is trained.
         name: stands in tables and in MLflow.
         steps_per_epoch: optimizer steps that make up an epoch; only used to speak of epochs in reports.
+        late_entry: the training examples by number. :func:`train` lets some of them join towards the end, and judges
+            the model on them just before; batches then come from here, not from ``batches``. No data is lost. A
+            ``SpectralObjective`` uses it with ``guard="late"`` alone.
 
     Raises:
         TypeError: a callable is none, or ``batches`` can be walked through only once.
@@ -59,6 +64,7 @@ class Task:
     device: str | torch.device = "cpu"
     name: str = "task"
     steps_per_epoch: int | None = None
+    late_entry: LateExamples | None = None
 
     def __post_init__(self) -> None:
         for field in ("build_model", "loss", "optimizer", "schedule", "evaluate"):
@@ -93,6 +99,7 @@ class Checkpoint:
     ``train_loss`` is the clean training loss: dropout off, no gradient, averaged over a few training batches.
     ``running_loss`` is the mean over the steps since the last checkpoint, dropout on. ``first_loss`` is the clean
     loss before the first step. All are NaN or infinite where training diverged; the run ends with that checkpoint.
+    ``late`` is what examples that came late have said so far, of :class:`ww_opt.late_entry.LateExamples`.
     ``model`` is the live model, in eval mode; ``seconds`` is the time spent in training since the start, without the
     caller's own time at checkpoints.
     """
@@ -104,6 +111,7 @@ class Checkpoint:
     running_loss: float
     first_loss: float
     seconds: float
+    late: tuple[Judgement, ...] = ()
 
     @property
     def is_finite(self) -> bool:
@@ -153,10 +161,12 @@ def _checkpoints(
 ) -> Iterator[Checkpoint]:
     random_state = _random_state(task)
     # a fixed sample of training batches: the same examples at every checkpoint, so that losses compare
-    probe = list(islice(task.epoch(), n_loss_batches))
+    entry = None if task.late_entry is None else task.late_entry.over(n_steps)
+    probe = list(islice(task.epoch() if entry is None else _batches(task, entry.present), n_loss_batches))
     first_loss = _clean_loss(model, task, probe)
     _restore_random_state(task, random_state)
-    batches = _endless(task)
+    batches = _endless(task) if entry is None else (_taken(task, index) for index in entry)
+    late: list[Judgement] = []
     base_rates = [group["lr"] for group in optimizer.param_groups]
     seconds = 0.0
     for start in range(0, n_steps, interval_steps):
@@ -164,6 +174,7 @@ def _checkpoints(
         started = time.perf_counter()
         running = torch.zeros((), device=task.device)
         for step in range(start, stop):
+            late += [_judged(model, task, cohort, step) for cohort in (entry.joining(step) if entry else ())]
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * task.schedule(step / n_steps)
             running += _step(model, task, optimizer, next(batches))
@@ -171,7 +182,7 @@ def _checkpoints(
         train_loss = _clean_loss(model, task, probe)
         running_loss = float(running) / (stop - start)
         seconds += time.perf_counter() - started
-        checkpoint = Checkpoint(stop, n_steps, model, train_loss, running_loss, first_loss, seconds)
+        checkpoint = Checkpoint(stop, n_steps, model, train_loss, running_loss, first_loss, seconds, tuple(late))
         yield checkpoint
         if stop == n_steps or not checkpoint.is_finite:
             return
@@ -218,6 +229,30 @@ def _endless(task: Task) -> Iterator[Any]:
             yield batch
         if n_batches == 0:
             raise ValueError(f"A task needs at least one training batch an epoch, but {task.name!r} gave none.")
+
+
+def _taken(task: Task, index: torch.Tensor) -> Any:
+    assert task.late_entry is not None
+    return _placed(task.late_entry.take(index), task.device)
+
+
+def _batches(task: Task, index: torch.Tensor) -> Iterator[Any]:
+    assert task.late_entry is not None
+    return (_taken(task, part) for part in torch.split(index, task.late_entry.batch_size))
+
+
+def _judged(model: nn.Module, task: Task, cohort: torch.Tensor, step: int) -> Judgement:
+    """Judge the model, in eval mode, on examples that join now."""
+    assert task.late_entry is not None
+    model.eval()
+    with torch.no_grad():
+        parts = list(_batches(task, cohort))
+        if task.late_entry.logits is None:
+            sizes = [len(part) for part in torch.split(cohort, task.late_entry.batch_size)]
+            total = sum(n * float(_loss(model, task, part)) for n, part in zip(sizes, parts, strict=True))
+            return Judgement(step, len(cohort), math.nan, (total / len(cohort),))
+        logits, labels = zip(*(task.late_entry.logits(model, part) for part in parts), strict=True)
+    return judge(torch.cat([own.flatten(0, -2) for own in logits]), torch.cat([own.flatten() for own in labels]), step)
 
 
 def _clean_loss(model: nn.Module, task: Task, batches: Sequence[Any]) -> float:

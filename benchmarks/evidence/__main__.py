@@ -10,6 +10,7 @@ import click
 from benchmarks.evidence.generate import Settings, generate, units
 from benchmarks.evidence.kept import pack
 from benchmarks.evidence.refresh import refresh
+from benchmarks.evidence.search import search_all, searches
 from benchmarks.evidence.tables import report
 from benchmarks.evidence.tasks import CASES
 
@@ -18,7 +19,7 @@ QUICK = Settings(("mlp_sgd_0", "digits_sgd_20", "digits_adamw_40"), n=20, n_rese
 
 
 @click.command(context_settings={"max_content_width": 100})
-@click.argument("step", type=click.Choice(("all", "generate", "judge", "refresh", "pack")), default="all")
+@click.argument("step", type=click.Choice(("all", "generate", "search", "judge", "refresh", "pack")), default="all")
 @click.option("--quick", is_flag=True, help="Three small tasks, 20 configurations each, kept apart: minutes.")
 @click.option("--tasks", help="Names of tasks, with commas; all by default.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that train.")
@@ -29,6 +30,7 @@ def main(step: str, quick: bool, tasks: str | None, workers: int, weights: Path 
     \b
     all       generate, then judge (default)
     generate  train what is missing; resumes
+    search    run the end-to-end searches that are missing; resumes
     judge     print the tables, from the kept runs alone
     refresh   diagnose the state dicts in --weights again, when the instrument has changed
     pack      compress what an interrupted generation left loose
@@ -42,6 +44,13 @@ def main(step: str, quick: bool, tasks: str | None, workers: int, weights: Path 
         settings = Settings(chosen, settings.n, settings.n_reseeded, settings.folder, settings.weights)
     if step in ("all", "generate"):
         _generate(settings, workers)
+    if step in ("all", "search") and not quick:
+        for record, n_left in search_all(searches(), workers):
+            click.echo(
+                f"{record['case']} {record['method']} {record['seed']}, {record['n_trials']} trials: "
+                f"{record['pick']:.3f}; {n_left} searches left",
+                err=True,
+            )
     if step == "refresh":
         if weights is None:
             raise click.UsageError("`refresh` reads state dicts: say where they are, with --weights.")

@@ -25,7 +25,7 @@ from ww_opt.late_entry import LateEntry
 from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.training import Task
 
-__all__ = ["Run", "Unit", "diagnosed", "weights_path"]
+__all__ = ["Run", "Unit", "all_examples", "diagnosed", "unused_examples", "weights_path"]
 
 HOLDOUT_SHARE = 0.2
 DIAGNOSED = {"base": (25, 50, 100), "seed": (50, 100), "late": (50, 100), "holdout": ()}
@@ -57,7 +57,7 @@ class Run:
     def __init__(self, case: Case, unit: Unit, drawn: list[Configuration], weights: Path | None) -> None:
         self._case, self._unit, self._weights = case, unit, weights
         self._data = _data(case, unit.kind)
-        self._unused = _without(_all_examples(case.whole()), _all_examples(case.task())) if case.n_test else None
+        self._unused = unused_examples(case)
         self._model = self._data.task.build_model()
         settings = [own.settings for own in drawn]
         self._ensemble = Ensemble(self._data.task, settings, case.label, unit.seed)
@@ -126,7 +126,7 @@ class Run:
 
 def _data(case: Case, kind: str) -> _Data:
     task = case.task()
-    examples = _all_examples(task)
+    examples = all_examples(task)
     n = len(examples)
     if kind == "holdout":
         order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
@@ -145,7 +145,12 @@ def _data(case: Case, kind: str) -> _Data:
     return _Data(task, examples)
 
 
-def _all_examples(task: Task) -> Any:
+def unused_examples(case: Case) -> Any:
+    """Return the clean training examples that no run uses, which are as sealed; ``None`` where they do not count."""
+    return _without(all_examples(case.whole()), all_examples(case.task())) if case.n_test else None
+
+
+def all_examples(task: Task) -> Any:
     """Return all training examples of a task, always in the same order."""
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -22,8 +22,10 @@ from ww_opt.spectral.weights import Source
 Direction = Literal["minimize", "maximize"]
 Rows = Sequence[LayerDiagnostics]
 
-__all__ = ["SCORES", "Score", "guard", "judged", "named_score", "score"]
+__all__ = ["FORMULA", "SCORES", "Score", "guard", "judged", "named_score", "score"]
 
+FORMULA = 2
+"""Number of the formulas below: values of another number are not ranked with these."""
 _NOT_HIDDEN = ("embedding", "lora")
 _NAN = float("nan")
 
@@ -42,14 +44,20 @@ class Score:
     is_guarded: bool = False
 
     def __call__(
-        self, diagnosis: Iterable[LayerDiagnostics], *, train_loss: float | None = None, first_loss: float | None = None
+        self,
+        diagnosis: Iterable[LayerDiagnostics],
+        *,
+        train_loss: float | None = None,
+        first_loss: float | None = None,
+        late_loss: float | None = None,
     ) -> float:
-        """Return the score; a guarded one needs the training loss.
+        """Return the score; a guarded one needs the training loss, and prefers the loss on examples that came late.
 
         Args:
             diagnosis: rows, as from :func:`ww_opt.spectral.diagnose`.
             train_loss: mean training loss, in the loss's own unit; only used by guarded scores.
             first_loss: the same before training, which is what chance gives; sets the guard's floor.
+            late_loss: as from :func:`ww_opt.late_entry.late_loss`; then the score counts for ``LATE_SHARE`` beside it.
 
         Raises:
             ValueError: the score is guarded and ``train_loss`` is missing.
@@ -60,8 +68,10 @@ class Score:
             return value
         if train_loss is None:
             raise ValueError(f"Score {self.name!r} needs the training loss, but got None: pass `train_loss=`.")
-        penalty = guard(train_loss, first_loss)
-        return value + penalty if self.direction == "minimize" else value - penalty
+        sign = 1.0 if self.direction == "minimize" else -1.0
+        if late_loss is None or not math.isfinite(train_loss):
+            return value + sign * guard(train_loss, first_loss)
+        return LATE_SHARE * value + sign * (late_loss - _reference(first_loss))
 
     def guarded(self) -> Score:
         """Return the same score with the training-loss guard of :func:`guard`."""
@@ -85,19 +95,30 @@ def judged(rows: Iterable[LayerDiagnostics]) -> Rows:
     return tuple(row for row in hidden if row.is_analysed and row.M >= NARROW)
 
 
-FLOOR = 0.05
-"""Share of the first loss under which a smaller training loss earns nothing: fitting the last examples is no merit."""
+FLOOR = 0.5
+"""Share of the first loss under which a smaller training loss earns nothing. What lies below may be wrong labels learnt
+by heart: with a floor of 5 % the guard turns the ranking round where 40 % of the labels are wrong (Spearman with test
+accuracy -.30 instead of +.07 over three tasks), and its picks lose more (5.4 points of accuracy instead of 4.0)."""
 
 
 def guard(train_loss: float, first_loss: float | None = None) -> float:
-    """Penalty for a high training loss: ``ln(max(train_loss, floor) / first_loss)``, 0 at chance, ``ln 0.05`` at best.
+    """Penalty for a high training loss: ``ln(max(train_loss, floor) / first_loss)``, 0 at chance, ``ln 0.5`` at best.
 
     Without ``first_loss``, the loss of chance among ten classes, ``ln 10``, stands in. Infinite for a non-finite loss.
     """
-    reference = first_loss if first_loss is not None and first_loss > 0 else math.log(10)
+    reference = _reference(first_loss)
     if not math.isfinite(train_loss):
         return math.inf
     return math.log(max(train_loss, FLOOR * reference) / reference)
+
+
+LATE_SHARE = 0.05
+"""What a unit of the score is worth beside the late loss, in nats. Chosen on the other tasks each time, the two
+together rank better than the late loss alone on the tasks left out (mean Spearman .81 against .78)."""
+
+
+def _reference(first_loss: float | None) -> float:
+    return first_loss if first_loss is not None and first_loss > 0 else math.log(10)
 
 
 def _mean(rows: Rows, of: Callable[[LayerDiagnostics], float]) -> float:
@@ -105,19 +126,18 @@ def _mean(rows: Rows, of: Callable[[LayerDiagnostics], float]) -> float:
     return float(np.mean(values)) if values else _NAN
 
 
-ALPHA_TARGET = 2.5
-"""Where a layer counts as trained: alphas of well-trained vision and MLP layers lie at 2 to 4."""
 SPIKE_TARGET = 0.1
-"""Share of eigenvalues beyond the null's edge that a well-trained layer shows."""
+"""Share of eigenvalues beyond the null's edge from which a layer has learnt enough: more is no merit."""
+
+
 WIDE = 128
-"""Width from which a layer counts in full; narrower ones are fitted less surely."""
+"""Width from which a layer counts in full; narrower ones are judged less surely."""
 
 
 def _default(rows: Rows) -> float:
-    """Mean over layers of what is missing to a trained spectrum, plus traps and dead directions.
+    """Mean over layers of what is missing to enough spikes, plus traps and dead directions; each term in [0, 1].
 
-    Each term lies in [0, 1] a layer. Where the fit can be trusted, alpha's excess over its target counts; where it
-    cannot, the share of spikes does.
+    Alpha is not part of it: on tasks left out it added nothing to the spikes (``make evidence``).
     """
     if not rows:
         return _NAN
@@ -126,14 +146,7 @@ def _default(rows: Rows) -> float:
 
 
 def _missing(row: LayerDiagnostics) -> float:
-    learnt = min(1.0, row.spikes / (SPIKE_TARGET * row.n_eigenvalues))
-    if math.isnan(row.alpha):
-        return 1.0 - learnt
-    trust = float(np.clip((0.12 - row.D) / 0.06, 0.0, 1.0)) * min(1.0, row.n_tail / 20) * (row.spikes >= 5)
-    excess = min(1.0, max(0.0, row.alpha - ALPHA_TARGET - row.sigma) / (6.0 - ALPHA_TARGET))
-    weight = 1.0 if row.traps else 0.25
-    over = weight * min(1.0, max(0.0, 2.0 - row.sigma - row.alpha) / 0.5)
-    return trust * (excess + over) + (1.0 - trust) * (1.0 - learnt)
+    return 1.0 - min(1.0, row.spikes / (SPIKE_TARGET * row.n_eigenvalues))
 
 
 def _trap(row: LayerDiagnostics) -> float:
@@ -180,14 +193,16 @@ def score(
     *,
     train_loss: float | None = None,
     first_loss: float | None = None,
+    late_loss: float | None = None,
 ) -> float:
-    """Score a model by its weights alone, or, with ``train_loss``, with the training-loss guard as well.
+    """Score a model by its weights alone, or, with ``train_loss``, with a guard as well.
 
     Args:
         model: a module, a state dict, a checkpoint's path, or a diagnosis that was made already.
         name: a key of ``SCORES``; its ``direction`` says which way is better.
         train_loss: mean training loss. Given, the score is the guarded one.
         first_loss: the same before training; see :func:`guard`.
+        late_loss: loss on examples that came late; given with ``train_loss``, it takes the place of the guard.
 
     Returns:
         The score. NaN if a weight is not finite.
@@ -204,4 +219,4 @@ def score(
         )
     if train_loss is not None and not chosen.is_guarded:
         chosen = chosen.guarded()
-    return chosen(diagnosis, train_loss=train_loss, first_loss=first_loss)
+    return chosen(diagnosis, train_loss=train_loss, first_loss=first_loss, late_loss=late_loss)
