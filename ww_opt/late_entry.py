@@ -16,8 +16,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-__all__ = ["Judgement", "LateEntry", "LateExamples", "judge", "late_loss"]
+__all__ = ["ACCURACY_SHARE", "Judgement", "LateEntry", "LateExamples", "judge", "late_loss"]
 
+ACCURACY_SHARE = 0.5
+"""Nats that full accuracy on the late examples is worth beside their loss."""
 _SHARPNESS = torch.linspace(-4.0, 2.0, 61, dtype=torch.float64).exp()
 """Factors on the logits among which the calibrated loss is looked for."""
 
@@ -180,7 +182,7 @@ def late_loss(judgements: Sequence[Judgement]) -> float:
     finite: list[float] = [value for value in pooled if math.isfinite(value)]
     if not finite:
         return math.inf
-    return min(finite) - (0.0 if math.isnan(accuracy) else 0.5 * accuracy)
+    return min(finite) - (0.0 if math.isnan(accuracy) else ACCURACY_SHARE * accuracy)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
+import torch
 from scipy.stats import rankdata
 
 from benchmarks.evidence.rivals import each
 from benchmarks.evidence.seen import Array, Rule, Seen
+from ww_opt.late_entry import ACCURACY_SHARE, Judgement, judge, late_loss
 from ww_opt.spectral.rows import LayerDiagnostics
-from ww_opt.spectral.scores import Rows
+from ww_opt.spectral.scores import LATE_SHARE, SCORES, Rows
 
-__all__ = ["CANDIDATES", "FAMILIES", "LATE_CANDIDATES"]
+__all__ = ["CANDIDATES", "FAMILIES", "LATE_CANDIDATES", "LATE_FAMILIES", "late_rule", "run_judgements"]
 
 Column = Callable[[LayerDiagnostics], float]
 
@@ -161,15 +163,63 @@ FAMILIES: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
 """Rules with constants, each by its settings: judged with one task left out at a time."""
 
 
+def _judgements(run: Seen) -> list[Judgement]:
+    """What the cohorts said; where many labels an example were averaged, without logits."""
+    found = []
+    for percent, own in run.held_out.items():
+        if own.logits is not None and own.label is not None:
+            found.append(judge(torch.from_numpy(own.logits), torch.from_numpy(own.label), percent))
+        else:
+            right = float(own.right.mean())
+            found.append(Judgement(percent, len(own.loss), right, (float(own.loss.mean()),)))
+    return found
+
+
 def _pooled(run: Seen, name: str) -> Array:
     return np.concatenate([getattr(own, name) for own in run.held_out.values()])
 
 
+def late_rule(score_share: float, accuracy_share: float = ACCURACY_SHARE) -> Rule:
+    """Return the product's late guard with the default score and the accuracy at other shares."""
+
+    def value(run: Seen) -> float:
+        plain = SCORES["default"].unguarded()(run.diagnosis())
+        late = late_loss(run_judgements(run))
+        accuracy = float(np.mean(_pooled(run, "right")))
+        return -(late - (accuracy_share - ACCURACY_SHARE) * accuracy + score_share * plain)
+
+    return each(value)
+
+
+_KNOWN: dict[int, tuple[Seen, list[Judgement]]] = {}
+
+
+def run_judgements(run: Seen) -> list[Judgement]:
+    """Return the cohorts' judgements, each run's computed once."""
+    if id(run) not in _KNOWN:
+        _KNOWN[id(run)] = (run, _judgements(run))
+    return _KNOWN[id(run)][1]
+
+
 LATE_CANDIDATES: Mapping[str, Rule] = MappingProxyType(
     {
-        "late accuracy": each(lambda run: float(np.mean(_pooled(run, "right")))),
-        "late loss": each(lambda run: -float(np.mean(_pooled(run, "loss")))),
+        "ww_opt default, late guard": late_rule(LATE_SHARE),
+        "late: without the score": late_rule(0.0),
+        "late: calibrated loss alone": late_rule(0.0, 0.0),
+        "late: accuracy": each(lambda run: float(np.mean(_pooled(run, "right")))),
+        "late: loss": each(lambda run: -float(np.mean(_pooled(run, "loss")))),
         "late: training loss": each(lambda run: -run.train_loss),
-        "late: spikes": SPIKES,
+        "late: ww_opt default": each(lambda run: -SCORES["default"].unguarded()(run.diagnosis())),
     }
 )
+
+LATE_FAMILIES: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
+    {
+        "late guard": {
+            f"score {share}, accuracy {accuracy}": late_rule(share, accuracy)
+            for share in (0.0, 0.02, 0.05, 0.1, 0.2)
+            for accuracy in (0.0, 0.5, 1.0)
+        }
+    }
+)
+"""As ``FAMILIES``, for late runs."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.candidates import FAMILIES, LATE_CANDIDATES
+from benchmarks.evidence.candidates import FAMILIES, LATE_CANDIDATES, LATE_FAMILIES
 from benchmarks.evidence.judge import Figures, Study, agreement, by_seed, figures, left_out, rules, splits, studies
 from benchmarks.evidence.kept import DATA
 from benchmarks.evidence.seen import Array, Mask, Rule
@@ -29,14 +29,17 @@ def report(folder: Path = DATA, cases: Sequence[Case] = CASES) -> str:
     table = {name: [figures(study, rule) for study in base] for name, rule in rules().items()}
     parts = [_runs(base), _averages("Base runs", base, table), _per_task(base, table)]
     if len(base) > 2:
-        parts.append(_left_out(base))
+        parts.append(_left_out("Base runs", base, FAMILIES))
     late = studies("late", folder, cases)
+    late_table: Table = {}
     if late:
         late_table = {name: [figures(study, rule) for study in late] for name, rule in LATE_CANDIDATES.items()}
         parts += [_averages("Late-entry runs", late, late_table), _per_task(late, late_table), _cost(base, late)]
+        if len(late) > 2:
+            parts.append(_left_out("Late-entry runs", late, LATE_FAMILIES))
     holdout = studies("holdout", folder, cases)
     if holdout:
-        parts.append(_validation(base, holdout, table))
+        parts.append(_validation(base, holdout, {**table, **late_table}))
     seeds = studies("seed", folder, cases)
     if seeds:
         parts.append(_seed_noise(base, seeds))
@@ -110,7 +113,7 @@ def _per_task(of: Sequence[Study], table: Table) -> str:
     return title + _lines(("score", *(study.case.name for study in of)), rows())
 
 
-def _left_out(base: Sequence[Study]) -> str:
+def _left_out(title: str, of: Sequence[Study], families: Mapping[str, Mapping[str, Rule]]) -> str:
     """Constants chosen on the other tasks, by mean Spearman or by mean points lost."""
     merits: Mapping[str, Callable[[Figures], float]] = {
         "Spearman": lambda own: float(own.end[0]),
@@ -118,17 +121,16 @@ def _left_out(base: Sequence[Study]) -> str:
     }
 
     def rows() -> Iterator[Sequence[str]]:
-        for name, settings in FAMILIES.items():
+        for name, settings in families.items():
             for by, merit in merits.items():
-                found = left_out(settings, base, merit)
+                found = left_out(settings, of, merit)
                 cells = [f"{own.figures.end[0]:.2f} / {own.figures.lost[0]:.1f} ({own.setting})" for own in found]
                 mean = np.mean([(own.figures.end[0], own.figures.lost[0]) for own in found], axis=0)
                 yield f"{name}, by {by}", f"{mean[0]:.2f} / {mean[1]:.1f}", *cells
 
-    head = ("score, chosen by", "mean", *(study.case.name for study in base))
-    return "### Left out: Spearman / points lost with the constants that are best on the other tasks\n\n" + _lines(
-        head, rows()
-    )
+    head = ("score, chosen by", "mean", *(study.case.name for study in of))
+    about = "Spearman / points lost with the constants that are best on the other tasks"
+    return f"### {title}, left out: {about}\n\n" + _lines(head, rows())
 
 
 def _cost(base: Sequence[Study], late: Sequence[Study]) -> str:
@@ -159,6 +161,9 @@ def _validation(base: Sequence[Study], holdout: Sequence[Study], table: Table) -
             grid = splits(study, own, _WORTH)
             worth = []
             for name in shown:
+                if len(table[name]) <= place:
+                    worth.append("")
+                    continue
                 item = table[name][place]
                 by_pick = next((str(split.n) for split in grid if split.lost <= item.lost[0]), f"> {grid[-1].n}")
                 by_rank = next((str(split.n) for split in grid if split.end >= item.end[0]), f"> {grid[-1].n}")

@@ -22,7 +22,7 @@ from ww_opt.spectral.weights import Source
 Direction = Literal["minimize", "maximize"]
 Rows = Sequence[LayerDiagnostics]
 
-__all__ = ["FORMULA", "SCORES", "Score", "guard", "judged", "named_score", "score"]
+__all__ = ["FORMULA", "LATE_SHARE", "SCORES", "Score", "guard", "judged", "named_score", "score"]
 
 FORMULA = 2
 """Number of the formulas below: values of another number are not ranked with these."""
