@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,8 @@ __all__ = ["COLLAPSED", "diagnose"]
 COLLAPSED = 0.1
 """Share of the null's effective rank under which a layer counts as collapsed. A quarter, tried first, flagged 25 of 330
 half-trained runs of the evidence, the best run of one task among them; a tenth flagged one, and that was a bad one."""
+THINNED = 0.35
+"""Share of the null's effective rank under which a layer that is small beside the others counts as shrunk."""
 XMIN_SEARCH = 1.2
 """Factor by which the search for xmin widens the spread of alpha: on exact Pareto samples, n = 50-1000 and alpha 2-4.5,
 68 % of the draws lie within 1.08-1.30 of the plain sigma, 95 % within 2.07-2.37."""
@@ -104,7 +107,37 @@ def _rows(
         if versions[place] is not None:
             known[(options, row.name)] = (versions[place], row)
         rows[place] = row
-    return tuple(row for row in rows if row is not None)
+    whole = tuple(row for row in rows if row is not None)
+    return _beside_others(whole) if options.convention == "default" else whole
+
+
+def _beside_others(rows: tuple[LayerDiagnostics, ...]) -> tuple[LayerDiagnostics, ...]:
+    """Add what follows from a layer's scale beside that of the others of its model.
+
+    Scales are compared inside a model alone: what is usual depends on the initialisation and on norm layers. The first
+    and the last layers of healthy models differ by factors up to three.
+    """
+    scales = [_scale(row) for row in rows]
+    known = {place: scale for place, scale in enumerate(scales) if scale > 0}
+    if len(known) < 3:
+        return rows
+    result = list(rows)
+    for place, scale in known.items():
+        row = rows[place]
+        ratio = scale / statistics.median(other for at, other in known.items() if at != place)
+        thinned = row.effective_rank < THINNED * row.null_effective_rank
+        odd = [Finding.OVERGROWN] if ratio > 4 else [Finding.SHRUNK] if ratio < 0.2 or (ratio < 0.5 and thinned) else []
+        if odd and row.M >= NARROW:
+            own = tuple(finding for finding in row.findings if finding is not Finding.HEALTHY)
+            result[place] = replace(row, findings=(*own, *odd))
+    return tuple(result)
+
+
+def _scale(row: LayerDiagnostics) -> float:
+    """Root mean square of the entries in units of Xavier's initialisation; 0 for what is no layer with a fan."""
+    if not row.is_analysed or row.kind in ("embedding", "parameter", "lora"):
+        return 0.0
+    return row.frobenius_norm / math.sqrt(row.N * row.M) * math.sqrt((row.N + row.M) / 2)
 
 
 def _alike(weight: LayerWeight) -> Hashable:
@@ -183,4 +216,6 @@ def _findings(row: LayerDiagnostics) -> tuple[Finding, ...]:
         found.append(Finding.TRAP)
     if dead and row.M >= 8:
         found.append(Finding.RANK_COLLAPSE)
+    if row.levels:
+        found.append(Finding.QUANTISED)
     return tuple(found) or (Finding.HEALTHY,)

@@ -20,6 +20,11 @@ class Finding(Enum):
     RANDOM = "random: no eigenvalue beyond the edge of its null, as if it were untrained"
     TRAP = "correlation trap: a few huge entries; clip gradients, regularise or lower the learning rate"
     RANK_COLLAPSE = "rank collapse: directions have died; lower the weight decay or the learning rate"
+    OVERGROWN = "overgrown: its weights are four times larger than those of the other layers; lower its learning rate"
+    SHRUNK = "shrunk: its weights are far smaller than those of the other layers; lower its weight decay"
+    QUANTISED = (
+        "coarse: its rows hold few distinct values, as after rounding to 4 bits; alpha does not see what that cost"
+    )
     NOT_FITTED = "not fitted"
     TOO_SMALL = "too small to judge: under 32 wide, thresholds on alpha mean nothing"
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ww_opt.spectral.findings import Status
+from ww_opt.spectral.findings import NARROW, Status
 from ww_opt.spectral.fits import Array
 from ww_opt.spectral.matrices import LayerWeight
 from ww_opt.spectral.nulls import null_of, spike_edges
@@ -119,6 +120,7 @@ def _measure_default(
     spikes = (centred > spike_edges(centred, null, N)[..., None]).sum(axis=(1, 2))
     zero = values[..., -1:] * (N * float(np.finfo(np.float32).eps)) ** 2
     lost = (values <= zero).sum(axis=(1, 2))
+    levels = _levels(stack)
     samples = [values]
     if N >= RECTANGULAR * M:
         samples = [_spectra(window) for window in windows(wide, N_WINDOWS)]
@@ -141,10 +143,32 @@ def _measure_default(
             "spikes": int(spikes[layer]),
             "traps": int(null.traps[layer]),
             "largest_entry": float(null.largest_entry[layer]),
+            "levels": int(levels[layer]),
             "extra": extra,
         }
         measured.append(Measured(columns, own.ravel(), tuple(sample[layer] for sample in samples)))
     return measured
+
+
+def _levels(stack: torch.Tensor) -> NDArray[np.intp]:
+    """Distinct values in a row, or in a column, of matrices that were rounded to few; 0 where they were not.
+
+    Four rows and four columns of each layer's first matrix are looked at. Few are 256 or less, and less than half as
+    many as there are entries: of full float32 weights every entry is another. Zeros, pruned away, count nowhere.
+    """
+    matrices = stack[:, 0]
+    found = np.zeros(len(stack), dtype=np.intp)
+    for along in (matrices, matrices.transpose(1, 2)):
+        n, length = along.shape[1:]
+        if length < NARROW:
+            continue
+        some = along[:, np.linspace(0, n - 1, min(n, 4)).astype(int), :1024]
+        lines = np.sort(some.to("cpu", torch.float64).numpy(), axis=2)
+        is_new = np.diff(lines, axis=2, prepend=-np.inf) > 0
+        distinct, filled = (is_new & (lines != 0)).sum(axis=2), (lines != 0).sum(axis=2)
+        few = ((distinct <= np.minimum(256, filled / 2)) & (distinct > 1)).all(axis=1)
+        found = np.where(few & (found == 0), distinct.max(axis=1), found)
+    return found
 
 
 def _spectra(stack: torch.Tensor, exact: bool = False) -> Array:

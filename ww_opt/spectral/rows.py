@@ -37,6 +37,7 @@ class LayerDiagnostics:
         null_effective_rank: the same for a random matrix of this shape.
         rank_loss: singular values that are zero to float32's precision. A count.
         largest_entry: largest distance of an entry from the mean, in standard deviations.
+        levels: distinct values in a row of a matrix that was rounded to few, as by 4 bits; 0 where it was not. A count.
         log_norm, log_spectral_norm, log_alpha_norm: log10 of the sum of the eigenvalues, of the largest, of
             the sum of ``eigenvalue^alpha``.
         alpha_hat: ``alpha * log10(largest eigenvalue)``.
@@ -70,6 +71,7 @@ class LayerDiagnostics:
     spikes: int = 0
     traps: int = 0
     largest_entry: float = _NAN
+    levels: int = 0
     log_norm: float = _NAN
     log_spectral_norm: float = _NAN
     log_alpha_norm: float = _NAN
