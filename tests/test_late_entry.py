@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import asdict, replace
 from typing import Any
 
+import optuna
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from ww_opt.late_entry import LateEntry
+import ww_opt
+from tests import tiny
+from ww_opt import records
+from ww_opt.late_entry import Judgement, LateEntry, LateExamples, judge, late_loss
+from ww_opt.spectral.scores import LATE_SHARE, guard
+from ww_opt.summary import curves
+from ww_opt.training import Task, train
 
 
 def make(**changes: Any) -> LateEntry:
@@ -78,3 +89,155 @@ def test_it_is_a_batch_sampler() -> None:
 def test_mistakes_are_told(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+def logits_of(labels: torch.Tensor, right: float, sharpness: float) -> torch.Tensor:
+    """Logits that predict a share of the labels, and are as sure of the wrong ones."""
+    generator = torch.Generator().manual_seed(1)
+    shown = labels.clone()
+    wrong = torch.rand(len(labels), generator=generator) > right
+    shown[wrong] = (shown[wrong] + 1) % 4
+    return sharpness * nn.functional.one_hot(shown, 4).double()
+
+
+class TestJudgement:
+    labels = torch.arange(200) % 4
+
+    def test_of_chance(self) -> None:
+        own = judge(torch.zeros(200, 4), self.labels, 7)
+        assert (own.step, own.n, own.accuracy) == (7, 200, 0.25)
+        assert late_loss([own]) == pytest.approx(math.log(4) - 0.5 * 0.25)
+
+    def test_over_confidence_costs_nothing(self) -> None:
+        calm, sure = (late_loss([judge(logits_of(self.labels, 0.7, own), self.labels)]) for own in (2.0, 40.0))
+        assert sure == pytest.approx(calm, abs=2e-3)
+        assert late_loss([judge(logits_of(self.labels, 0.9, 40.0), self.labels)]) < sure
+
+    def test_cohorts_weigh_by_their_size(self) -> None:
+        few = judge(logits_of(self.labels[:8], 0.0, 5.0), self.labels[:8])
+        many = judge(logits_of(self.labels, 1.0, 5.0), self.labels)
+        both = late_loss([few, many])
+        assert late_loss([many]) < both < late_loss([few])
+        assert both - late_loss([many]) < late_loss([few]) - both
+
+    def test_many_labels_an_example(self) -> None:
+        logits = torch.randn(5, 6, 4, generator=torch.Generator().manual_seed(2))
+        labels = torch.arange(30).view(5, 6) % 4
+        assert judge(logits, labels) == judge(logits.flatten(0, 1), labels.flatten())
+
+    def test_without_judgements_or_numbers(self) -> None:
+        assert math.isnan(late_loss([]))
+        assert late_loss([judge(torch.full((8, 4), math.nan), self.labels[:8])]) == math.inf
+        assert late_loss([Judgement(3, 10, math.nan, (0.4,)), Judgement(5, 30, math.nan, (0.8,))]) == pytest.approx(0.7)
+
+    def test_survives_json(self) -> None:
+        for own in (judge(torch.zeros(4, 4), self.labels[:4], 3), Judgement(3, 10, math.nan, (0.4, math.inf))):
+            kept = json.loads(json.dumps(asdict(own)).replace("NaN", "null").replace("Infinity", "null"))
+            read = Judgement.from_record(kept)
+            assert (read.step, read.n) == (own.step, own.n)
+            assert late_loss([read]) == pytest.approx(late_loss([own]))
+
+
+class TestFromLoader:
+    def test_takes_what_the_loader_would(self) -> None:
+        data = TensorDataset(torch.arange(12.0).view(12, 1), torch.arange(12))
+        late = LateExamples.from_loader(DataLoader(data, batch_size=4, shuffle=True))
+        x, y = late.take(torch.tensor([3, 9]))
+        assert (x.flatten().tolist(), y.tolist()) == ([3.0, 9.0], [3, 9])
+        assert (late.n_examples, late.batch_size, late.logits) == (12, 4, None)
+        assert late.over(50).batch_size == 4
+
+    def test_refuses_streams_and_loaders_without_a_size(self) -> None:
+        class Stream(IterableDataset[int]):
+            def __iter__(self) -> Any:
+                return iter(range(3))
+
+        with pytest.raises(TypeError, match="by number"):
+            LateExamples.from_loader(DataLoader(Stream()))
+        with pytest.raises(ValueError, match="batch_size"):
+            LateExamples.from_loader(DataLoader(list(range(4)), batch_sampler=[[0, 1], [2, 3]]))
+
+
+def late_task(seen: list[torch.Tensor], logits: Any) -> Task:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(100, 40, generator=generator)
+    y = x[:, :3].argmax(dim=1)
+    index = torch.arange(100)
+
+    def take(numbers: torch.Tensor) -> Any:
+        return x[numbers], y[numbers], index[numbers]
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        if model.training:
+            seen.append(batch[2])
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    late = LateExamples(100, 16, take, logits, shares=(0.1, 0.05), times=(0.5, 0.8))
+    return replace(tiny.TASK, loss=loss, late_entry=late)
+
+
+def both(model: nn.Module, batch: Any) -> Any:
+    assert not model.training
+    return model(batch[0]), batch[1]
+
+
+@pytest.mark.parametrize("logits", [both, None])
+def test_training_judges_before_it_learns(logits: Any) -> None:
+    seen: list[torch.Tensor] = []
+    task = late_task(seen, logits)
+    torch.manual_seed(0)
+    model = tiny.build_model()
+    groups = [{"params": list(model.parameters()), "lr": 0.01}]
+    checkpoints = [
+        (own.step, [(j.step, j.n) for j in own.late])
+        for own in train(model, task, groups, n_steps=40, interval_steps=10)
+    ]
+    assert checkpoints == [(10, []), (20, []), (30, [(20, 10)]), (40, [(20, 10), (32, 5)])]
+    first, second = task.late_entry.over(40).cohorts if task.late_entry else ((), ())
+    assert len(seen) == 40
+    assert not torch.isin(torch.cat(seen[:20]), first).any()
+    assert torch.isin(first, torch.cat(seen[20:])).all()
+    assert not torch.isin(torch.cat(seen[:32]), second).any()
+
+
+class TestObjective:
+    def test_the_late_guard_goes_by_what_they_say(self) -> None:
+        objective = replace(tiny.OBJECTIVE, task=late_task([], both), guard="late")
+        study = optuna.create_study(pruner=optuna.pruners.NopPruner())
+        study.optimize(objective, n_trials=1)
+        looks = records.looks(study.trials[0])
+        first_loss = records.read(study.trials[0], "first_loss")
+        assert [math.isnan(look.late_loss) for look in looks] == [True, True, False, False]
+        assert looks[0].value == pytest.approx(looks[0].score + guard(looks[0].train_loss, first_loss))
+        last = looks[-1]
+        assert last.value == pytest.approx(LATE_SHARE * last.score + last.late_loss - first_loss)
+        assert 0 <= last.late_accuracy <= 1
+        assert "late_loss" in {name for name, _ in curves(study.trials[0])}
+
+    def test_without_the_guard_nobody_comes_late(self) -> None:
+        seen: list[torch.Tensor] = []
+        values = []
+        for task in (late_task(seen, both), replace(late_task([], both), late_entry=None)):
+            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+            study.optimize(replace(tiny.OBJECTIVE, task=replace(task, loss=tiny.loss), guard=True), n_trials=1)
+            values.append(study.best_value)
+        assert values[0] == values[1]
+
+    def test_mistakes_are_told(self) -> None:
+        with pytest.raises(ValueError, match=r"needs the examples by number.*LateExamples"):
+            replace(tiny.OBJECTIVE, guard="late")
+        with pytest.raises(ValueError, match="but got 'always'"):
+            replace(tiny.OBJECTIVE, guard="always")  # type: ignore[arg-type]
+
+    def test_a_loop_of_ones_own(self) -> None:
+        def objective(trial: optuna.Trial) -> float:
+            model = tiny.build_model()
+            ww_opt.report_late(trial, [judge(torch.zeros(8, 3), torch.arange(8) % 3, 5)])
+            guarded = ww_opt.SCORES["default"].guarded()
+            return ww_opt.report(trial, model, 6, train_loss=1.0, n_steps=10, score=guarded)
+
+        study = optuna.create_study()
+        study.optimize(objective, n_trials=1)
+        look = records.looks(study.trials[0])[0]
+        assert look.late_loss == pytest.approx(math.log(3) - 0.5 * 3 / 8)
+        assert look.value == pytest.approx(LATE_SHARE * look.score + look.late_loss - math.log(10))

@@ -282,3 +282,43 @@ def test_company_changes_nothing(convention: Convention) -> None:
         a, b = (frame[numbers].to_numpy(float) for frame in frames)
         # the null's sums are float32 inside a block
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+
+
+def rounded(W: torch.Tensor, n_bits: int) -> torch.Tensor:
+    step = W.abs().amax(dim=1, keepdim=True) / (2 ** (n_bits - 1) - 1)
+    return (W / step).round() * step
+
+
+class TestLevels:
+    def test_four_bits_show_in_either_orientation(self) -> None:
+        W = rounded(noise(64, 200), 4)
+        for own in (W, W.T.contiguous()):
+            [row] = diagnose(nn.Sequential(linear(own)))
+            assert Finding.QUANTISED in row.findings
+            assert 8 <= row.levels <= 16
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_full_and_half_precision_do_not(self, dtype: torch.dtype) -> None:
+        model = nn.Sequential(linear(noise(64, 64)), linear(0.02 * noise(600, 900))).to(dtype)
+        assert [row.levels for row in diagnose(model)] == [0, 0]
+
+    def test_pruned_and_constant_weights_are_not_rounded(self) -> None:
+        W = noise(64, 64)
+        W[torch.rand(64, 64, generator=torch.Generator().manual_seed(3)) < 0.8] = 0.0
+        assert [row.levels for row in diagnose(nn.Sequential(linear(W), linear(torch.ones(64, 64))))] == [0, 0]
+
+
+class TestScaleBesideOthers:
+    def found(self, *factors: float) -> list[set[Finding]]:
+        layers = [linear(factor * noise(64, 64)) for factor in factors]
+        return [set(row.findings) for row in diagnose(nn.Sequential(*layers))]
+
+    def test_the_odd_one_is_named(self) -> None:
+        for factor, finding in ((6.0, Finding.OVERGROWN), (0.1, Finding.SHRUNK)):
+            one, odd, other = self.found(1.0, factor, 0.7)
+            assert finding in odd
+            assert not {Finding.OVERGROWN, Finding.SHRUNK} & (one | other)
+
+    def test_scale_alone_says_nothing(self) -> None:
+        for factors in ((1.0, 2.0, 0.6), (100.0, 100.0, 100.0), (1.0, 9.0)):
+            assert not {Finding.OVERGROWN, Finding.SHRUNK} & set.union(*self.found(*factors))

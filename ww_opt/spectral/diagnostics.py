@@ -121,10 +121,9 @@ def _beside_others(rows: tuple[LayerDiagnostics, ...]) -> tuple[LayerDiagnostics
     known = {place: scale for place, scale in enumerate(scales) if scale > 0}
     if len(known) < 3:
         return rows
-    result = list(rows)
+    result, usual = list(rows), statistics.median(known.values())
     for place, scale in known.items():
-        row = rows[place]
-        ratio = scale / statistics.median(other for at, other in known.items() if at != place)
+        row, ratio = rows[place], scale / usual
         thinned = row.effective_rank < THINNED * row.null_effective_rank
         odd = [Finding.OVERGROWN] if ratio > 4 else [Finding.SHRUNK] if ratio < 0.2 or (ratio < 0.5 and thinned) else []
         if odd and row.M >= NARROW:
