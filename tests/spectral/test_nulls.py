@@ -106,3 +106,27 @@ def test_effective_rank_of_noise(N: int, M: int) -> None:
     p = np.linalg.eigvalsh(W.T @ W)
     p = p / p.sum()
     assert np.exp(-(p * np.log(p)).sum()) == pytest.approx(null_effective_rank(N, M), rel=0.01)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("row_scale", [0.0, 0.5])
+def test_noise_is_as_uneven_as_expected_and_many_weak_signals_more(
+    shape: tuple[int, int, int], row_scale: float
+) -> None:
+    generator = np.random.default_rng(7)
+    k, N, M = shape
+    found = {0.0: [], 1.0: []}
+    for strength in found:
+        for _ in range(20):
+            W = generator.standard_normal(shape) * np.exp(row_scale * generator.standard_normal((N, 1)))
+            # many directions, each under the edge
+            U, V = (
+                generator.standard_normal((k, N, M // 2)) / N**0.5,
+                generator.standard_normal((k, M // 2, M)) / M**0.5,
+            )
+            W = W + 0.95 * strength * W.std() * (N * M) ** 0.25 * U @ V
+            squares = (np.linalg.eigvalsh(np.swapaxes(W, 1, 2) @ W) ** 2).sum(axis=1)
+            excess = (squares / null_of(torch.from_numpy(W)).squares - 1.0).mean()
+            found[strength].append(excess * (k * N * M) ** 0.5)
+    assert max(found[0.0]) < 5.0
+    assert np.median(found[1.0]) > 2.0

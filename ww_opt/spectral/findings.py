@@ -17,7 +17,7 @@ class Finding(Enum):
     UNDER_TRAINED = "under-trained: alpha above 6, the tail is too thin for a layer that has learnt"
     OVER_TRAINED = "over-trained: alpha below 2 together with a trap or lost rank"
     HEAVY_TAIL = "very heavy tail: alpha below 2; over-trained only if a second sign joins it"
-    RANDOM = "random: no eigenvalue beyond the edge of its null, as if it were untrained"
+    RANDOM = "random: no eigenvalue beyond the edge of its null, and no more uneven than it, as if it were untrained"
     TRAP = "correlation trap: a few huge entries; clip gradients, regularise or lower the learning rate"
     RANK_COLLAPSE = "rank collapse: directions have died; lower the weight decay or the learning rate"
     OVERGROWN = "overgrown: its weights are four times larger than those of the other layers; lower its learning rate"

@@ -118,6 +118,7 @@ def _measure_default(
         for layer in np.flatnonzero(null.shifted).tolist():
             centred[layer] = centred_eigenvalues(wide[layer], null.means[layer])
     spikes = (centred > spike_edges(centred, null, N)[..., None]).sum(axis=(1, 2))
+    excess = ((centred**2).sum(axis=2) / np.where(null.squares > 0, null.squares, 1.0) - 1.0).mean(axis=1)
     zero = values[..., -1:] * (N * float(np.finfo(np.float32).eps)) ** 2
     lost = (values <= zero).sum(axis=(1, 2))
     levels = _levels(stack)
@@ -142,6 +143,7 @@ def _measure_default(
             "rank_loss": int(lost[layer]),
             "spikes": int(spikes[layer]),
             "traps": int(null.traps[layer]),
+            "excess": float(excess[layer]) if null.squares[layer].any() else 0.0,
             "largest_entry": float(null.largest_entry[layer]),
             "levels": int(levels[layer]),
             "extra": extra,

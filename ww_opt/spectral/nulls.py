@@ -33,6 +33,7 @@ class Null:
 
     Attributes:
         edges: shape ``(..., k)``; eigenvalues of a *centred* matrix above its edge are spikes.
+        squares: shape ``(..., k)``; expected sum of the squared eigenvalues of a centred matrix.
         means: shape ``(..., k)``; mean entry of each matrix.
         shifted: shape ``(...)``; whether the mean of the entries is large enough to make an eigenvalue of its own, so
             that spikes have to be counted on the centred matrices.
@@ -42,6 +43,7 @@ class Null:
     """
 
     edges: Array
+    squares: Array
     means: Array
     shifted: NDArray[np.bool_]
     traps: NDArray[np.intp]
@@ -57,12 +59,13 @@ def null_of(stack: torch.Tensor) -> Null:
     *layers, k, N, M = stack.shape
     entries = _Entries(stack.reshape(-1, k, N, M))
     lives = np.asarray((entries.variance > 0).any(axis=1))
-    upper, traps = np.zeros(len(lives)), np.zeros(len(lives), dtype=np.intp)
+    upper, squares, traps = np.zeros(len(lives)), np.zeros((len(lives), k)), np.zeros(len(lives), dtype=np.intp)
     if lives.any():
         a = _shrunk(entries.row_squares[lives], 2.0 / (k * M))
         b = _shrunk(entries.column_squares[lives], 2.0 / (k * N))
         flat = (np.ptp(a, axis=1) == 0) & (np.ptp(b, axis=1) == 0)
         upper[lives] = edge(N, M, k) if flat.all() else np.where(flat, edge(N, M, k), edge_of_profile(a, b, k))
+        squares[lives] = _squares(a, b, entries.variance[lives], entries.fourth[lives])
     # robust scales lie under the standard deviation, but not by a factor of four unless most neurons are dead, and
     # then a trap of a live one is larger still: most layers hold nothing that may be a trap
     suspects = np.flatnonzero(lives & (entries.largest >= huge_entry(N, M, k) / 4))
@@ -71,11 +74,26 @@ def null_of(stack: torch.Tensor) -> Null:
     shifted = (entries.mean**2 * (N * M) ** 0.5 > 0.5 * entries.variance).any(axis=1) & lives
     return Null(
         edges=(upper[:, None] * entries.variance).reshape(*layers, k),
+        squares=squares.reshape(*layers, k),
         means=entries.mean.reshape(*layers, k),
         shifted=np.asarray(shifted).reshape(layers),
         traps=traps.reshape(layers),
         largest_entry=np.where(lives, entries.largest, 0.0).reshape(layers),
     )
+
+
+def _squares(a: Array, b: Array, variance: Array, fourth: Array) -> Array:
+    """Expected ``tr (W^T W)^2`` of independent centred entries with variances ``v a_i b_j``, shape ``(G, k)``.
+
+    Pairs of different rows and columns drop out; what is left are pairs that share a row, pairs that share a column,
+    and the sum of the entries' fourth powers, ``fourth``.
+    """
+
+    def pairs(x: Array) -> Array:
+        return np.asarray(x.sum(axis=1) ** 2 - (x**2).sum(axis=1))
+
+    shared = (a**2).sum(axis=1) * pairs(b) + (b**2).sum(axis=1) * pairs(a)
+    return np.asarray(shared[:, None] * variance**2 + fourth)
 
 
 def spike_edges(eigenvalues: Array, null: Null, N: int) -> Array:
@@ -123,22 +141,28 @@ class _Entries:
         G, k, N, M = stack.shape
         row, row2 = np.zeros((G, k, N)), np.zeros((G, k, N))
         column, column2 = np.zeros((G, k, M)), np.zeros((G, k, M))
+        third, fourth = np.zeros((G, k)), np.zeros((G, k))
         low, high = np.full((G, k), np.inf), np.full((G, k), -np.inf)
         for rows, block in _blocks(stack):
             squares = block.square()
             row[:, :, rows], row2[:, :, rows] = _numbers(block.sum(dim=3)), _numbers(squares.sum(dim=3))
             column += _numbers(block.sum(dim=2))
             column2 += _numbers(squares.sum(dim=2))
+            wide = squares.to(torch.float64)  # fourth powers leave float32's range
+            third += _numbers((wide * block).sum(dim=(2, 3)))
+            fourth += _numbers(wide.square().sum(dim=(2, 3)))
             # two passes: torch's aminmax takes ten times as long
-            low, high = (
-                np.minimum(low, _numbers(block.amin(dim=(2, 3)))),
-                np.maximum(high, _numbers(block.amax(dim=(2, 3)))),
-            )
+            low = np.minimum(low, _numbers(block.amin(dim=(2, 3))))
+            high = np.maximum(high, _numbers(block.amax(dim=(2, 3))))
         self.mean = row.sum(axis=2) / (N * M)
         mean = self.mean[:, :, None]
+        raw2 = row2.sum(axis=2)
         # sum (x - mean)^2 from sum x^2 and sum x
         row2, column2 = row2 - 2 * mean * row + M * mean**2, column2 - 2 * mean * column + N * mean**2
         variance = row2.sum(axis=2) / (N * M)
+        self.fourth = fourth - 4 * self.mean * third + 6 * self.mean**2 * raw2 - 3 * N * M * self.mean**4
+        # rounding, where the mean is far larger than the spread
+        self.fourth = np.maximum(self.fourth, N * M * variance**2)
         self.variance = np.where(variance > 1e-12 * self.mean**2, variance, 0.0)  # else it is rounding
         self._scale = 1.0 / np.sqrt(np.where(self.variance > 0, self.variance, 1.0))
         self.largest = (np.maximum(high - self.mean, self.mean - low) * self._scale).max(axis=1)

@@ -36,6 +36,8 @@ class LayerDiagnostics:
         effective_rank: ``exp(entropy)`` of the eigenvalues, between 1 and M; mean over the matrices.
         null_effective_rank: the same for a random matrix of this shape.
         rank_loss: singular values that are zero to float32's precision. A count.
+        excess: how much more concentrated the energy is than in the null: the sum of the squared eigenvalues over its
+            expectation, less 1. 0 within ``5 / sqrt(n_matrices N M)`` for random weights.
         largest_entry: largest distance of an entry from the mean, in standard deviations.
         levels: distinct values in a row of a matrix that was rounded to few, as by 4 bits; 0 where it was not. A count.
         log_norm, log_spectral_norm, log_alpha_norm: log10 of the sum of the eigenvalues, of the largest, of
@@ -70,6 +72,7 @@ class LayerDiagnostics:
     rank_loss: int = 0
     spikes: int = 0
     traps: int = 0
+    excess: float = _NAN
     largest_entry: float = _NAN
     levels: int = 0
     log_norm: float = _NAN
