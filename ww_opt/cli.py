@@ -174,7 +174,12 @@ def _close(study: Study, host: optuna.Study, directory: Path, tracker: MLflowCal
     from ww_opt.study import weights_file
     from ww_opt.terminal import accuracy_text, closing_text, mlflow_text
 
-    result, code = closing(study, host), 0
+    try:
+        if study.n_repeats:
+            click.echo(f"\nTraining the pick {study.n_repeats} times more, with other seeds", err=True)
+        result, code = closing(study, host, repeat=True), 0
+    except KeyboardInterrupt:  # the noise of the score stays unknown
+        result, code = closing(study, host), 0
     settings = read(result.pick, "settings", {}) if result.pick is not None else {}
     click.echo(f"\n{closing_text(result, settings)}\n")
     if result.pick is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from ww_opt import records
 from ww_opt.records import Look
 from ww_opt.study import INTERRUPTED, Study, weights_file
+from ww_opt.trust import comparable, seed_noise, trust
 
-__all__ = ["Closing", "TestAccuracy", "closing", "open_test_set"]
+__all__ = ["Closing", "TestAccuracy", "closing", "open_test_set", "pick_of"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Closing:
 
     ``saved`` is the share of training steps that pruning saved, of those that completed and pruned trials would have
     run. ``reasons`` are those of the pruned and failed trials. Trials that the user interrupted count nowhere.
+    ``direction`` says which way the score is better; ``trust`` how far its ranking can be trusted, in sentences.
     """
 
     n_complete: int
@@ -48,15 +52,27 @@ class Closing:
     pick: FrozenTrial | None
     look: Look | None
     reasons: tuple[str, ...] = ()
+    direction: str = "minimize"
+    trust: tuple[str, ...] = ()
 
 
-def closing(study: Study, host: optuna.Study) -> Closing:
-    """Sum up a study from its records."""
+def closing(study: Study, host: optuna.Study, *, repeat: bool = False) -> Closing:
+    """Sum up a study from its records.
+
+    Args:
+        study: what was run.
+        host: its records.
+        repeat: train the pick with further seeds where that was not done yet, to know the noise of the score.
+    """
     finished = [trial for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()]
     trials = [trial for trial in finished if records.reason(trial) != INTERRUPTED]
     of = {state: [trial for trial in trials if trial.state is state] for state in TrialState}
     ran = [_steps(trial, study.objective.n_steps) for trial in of[TrialState.COMPLETE] + of[TrialState.PRUNED]]
-    pick = host.best_trial if of[TrialState.COMPLETE] else None
+    ranked, apart = comparable(of[TrialState.COMPLETE])
+    pick = pick_of(host, ranked)
+    said = [apart] if apart else []
+    if pick is not None:
+        said += trust(study, ranked, pick, seed_noise(study, host, pick) if repeat else math.nan)
     seen = records.looks(pick) if pick is not None else ()
     return Closing(
         n_complete=len(of[TrialState.COMPLETE]),
@@ -66,7 +82,16 @@ def closing(study: Study, host: optuna.Study) -> Closing:
         pick=pick,
         look=seen[-1] if seen else None,
         reasons=tuple(reason for trial in trials if (reason := records.reason(trial))),
+        direction=study.objective.direction,
+        trust=tuple(said),
     )
+
+
+def pick_of(host: optuna.Study, ranked: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """Return the best of trials that may be ranked together."""
+    choose = min if host.direction is optuna.study.StudyDirection.MINIMIZE else max
+    known = [trial for trial in ranked if trial.value is not None]
+    return choose(known, key=lambda trial: trial.value or 0.0, default=None)
 
 
 def _steps(trial: FrozenTrial, n_steps: int) -> int:
@@ -83,9 +108,11 @@ def open_test_set(study: Study, host: optuna.Study, directory: Path) -> TestAccu
         ``None`` where the task has no test set, or no trial completed, or no weights were kept.
     """
     task = study.objective.task
-    complete = [t.number for t in host.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE]
+    ranked, _ = comparable(t for t in host.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE)
+    pick = pick_of(host, ranked)
+    complete = [trial.number for trial in ranked]
     kept = [number for number in complete if weights_file(directory, number).is_file()]
-    if task.evaluate is None or not kept or host.best_trial.number not in kept:
+    if task.evaluate is None or pick is None or pick.number not in kept:
         return None
     accuracies = {}
     with torch.random.fork_rng(devices=[]):
@@ -96,7 +123,7 @@ def open_test_set(study: Study, host: optuna.Study, directory: Path) -> TestAccu
     only_pick = len(kept) < len(complete)
     best = max(accuracies, key=lambda number: accuracies[number])
     return TestAccuracy(
-        pick=accuracies[host.best_trial.number],
+        pick=accuracies[pick.number],
         best=float("nan") if only_pick else accuracies[best],
         best_number=best,
         median=float("nan") if only_pick else statistics.median(accuracies.values()),

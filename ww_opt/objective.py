@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Literal
 
 import optuna
@@ -174,6 +175,7 @@ class SpectralObjective:
             apply_dropout(model, settings, self.space.label)
             groups = parameter_groups(model, settings, self.space.label)
             records.write(trial, settings={label: asdict(own) for label, own in settings.items()})
+            records.write(trial, optimizer=_name(task.optimizer))
             for checkpoint in train(model, task, groups, n_steps=self.n_steps, interval_steps=self.interval):
                 value = self._look(trial, checkpoint, chosen.guarded() if self.guard else chosen)
             if self.on_trained is not None:
@@ -195,6 +197,12 @@ class SpectralObjective:
             n_steps=checkpoint.n_steps,
             score=score,
         )
+
+
+def _name(optimizer: Callable[..., object]) -> str:
+    while isinstance(optimizer, partial):
+        optimizer = optimizer.func
+    return str(getattr(optimizer, "__name__", type(optimizer).__name__))
 
 
 @contextmanager

@@ -56,6 +56,7 @@ class Study:
         seed: of the sampler. It is joined with the number of trials already there, so that a resumed study does not
             draw its first points again.
         keep_weights: ``all`` completed trials, or the ``best`` one alone, where models are large.
+        n_repeats: how often the pick is trained again at the end, with other seeds, to know the noise of the score.
 
     Raises:
         ValueError: a number is out of range, or the name is no name of a folder.
@@ -69,6 +70,7 @@ class Study:
     pruner: BasePruner = field(default_factory=SpectralPruner)
     seed: int = 0
     keep_weights: Literal["all", "best"] = "all"
+    n_repeats: int = 2
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or not set(self.name).isdisjoint("/\\\0"):
@@ -77,6 +79,8 @@ class Study:
             raise ValueError(f"`seed >= 0` must hold, but got seed={self.seed}.")
         if self.n_trials < 1:
             raise ValueError(f"`n_trials >= 1` must hold, but got n_trials={self.n_trials}.")
+        if self.n_repeats < 0:
+            raise ValueError(f"`n_repeats >= 0` must hold, but got n_repeats={self.n_repeats}.")
         if self.timeout is not None and not self.timeout > 0:
             raise ValueError(f"`timeout > 0` must hold, but got timeout={self.timeout}.")
         if self.keep_weights not in ("all", "best"):

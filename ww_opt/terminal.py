@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -127,14 +128,19 @@ def closing_text(result: Closing, settings: Mapping[str, Any]) -> str:
         lines = [f"{counts}. There is nothing to pick: widen the space or let the pruner start later."]
         lines += [f"  {reason}" for reason in result.reasons[:_N_REASONS]]
         return "\n".join(lines)
-    head = f"The pick: trial {result.pick.number}, score {number(result.pick.value)}"
+    better = "lower" if result.direction == "minimize" else "higher"
+    head = f"The pick: trial {result.pick.number}, score {number(result.pick.value)} ({better} is better)"
     parts = [head, "", settings_table(settings)]
     if result.look is not None:
         if not math.isnan(result.look.train_loss):
             parts[0] += f", training loss {number(result.look.train_loss)}"
         layers = result.look.layers
         parts += ["", "Its layers", "", layer_table(layers), *([words] if (words := legend(layers)) else [])]
-    return "\n".join([*parts, "", f"{counts}; pruning saved {result.saved:.0%} of the epochs."])
+    parts += ["", f"{counts}; pruning saved {result.saved:.0%} of the epochs."]
+    if result.trust:
+        wrapped = [textwrap.fill(own, 100, initial_indent="- ", subsequent_indent="  ") for own in result.trust]
+        parts += ["", "How far to trust this ranking", "", *wrapped]
+    return "\n".join(parts)
 
 
 def _trials(count: int) -> str:
