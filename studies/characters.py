@@ -18,7 +18,7 @@ STUDY = Study(
         replace(characters.SPACE, label=kind_of_layer),
         n_steps=characters.N_STEPS,
         interval_steps=characters.INTERVAL_STEPS,
-        guard=True,
+        guard="late",
     ),
     n_trials=25,
     pruner=SpectralPruner(),

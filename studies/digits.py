@@ -12,7 +12,7 @@ STUDY = Study(
         digits.SPACE,
         n_steps=digits.N_STEPS,
         interval_steps=digits.INTERVAL_STEPS,
-        guard=True,
+        guard="late",
     ),
     n_trials=40,
     # the spectra decide first; then the worse half at the same step, once half of the run is over

@@ -12,7 +12,7 @@ STUDY = Study(
         mnist1d_cnn.SPACE,
         n_steps=mnist1d_cnn.N_STEPS,
         interval_steps=mnist1d_cnn.INTERVAL_STEPS,
-        guard=True,  # the labels are clean, so the training loss can be trusted
+        guard="late",
     ),
     n_trials=40,
     pruner=SpectralPruner(MedianPruner(n_startup_trials=5, n_warmup_steps=mnist1d_cnn.N_STEPS // 2)),
