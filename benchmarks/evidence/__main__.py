@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from benchmarks.evidence.faults import plant_all
+from benchmarks.evidence.figures import draw
 from benchmarks.evidence.generate import Settings, generate, units
 from benchmarks.evidence.kept import pack
 from benchmarks.evidence.refresh import refresh
@@ -19,7 +21,11 @@ QUICK = Settings(("mlp_sgd_0", "digits_sgd_20", "digits_adamw_40"), n=20, n_rese
 
 
 @click.command(context_settings={"max_content_width": 100})
-@click.argument("step", type=click.Choice(("all", "generate", "search", "judge", "refresh", "pack")), default="all")
+@click.argument(
+    "step",
+    type=click.Choice(("all", "generate", "search", "faults", "judge", "figures", "refresh", "pack")),
+    default="all",
+)
 @click.option("--quick", is_flag=True, help="Three small tasks, 20 configurations each, kept apart: minutes.")
 @click.option("--tasks", help="Names of tasks, with commas; all by default.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that train.")
@@ -31,6 +37,8 @@ def main(step: str, quick: bool, tasks: str | None, workers: int, weights: Path 
     all       generate, then judge (default)
     generate  train what is missing; resumes
     search    run the end-to-end searches that are missing; resumes
+    faults    plant the faults that are missing; resumes
+    figures   draw what the README shows
     judge     print the tables, from the kept runs alone
     refresh   diagnose the state dicts in --weights again, when the instrument has changed
     pack      compress what an interrupted generation left loose
@@ -51,6 +59,9 @@ def main(step: str, quick: bool, tasks: str | None, workers: int, weights: Path 
                 f"{record['pick']:.3f}; {n_left} searches left",
                 err=True,
             )
+    if step in ("all", "faults") and not quick:
+        for record, n_left in plant_all(workers):
+            click.echo(f"{record['case']} {record['fault']} {record['layer']}; {n_left} faults left", err=True)
     if step == "refresh":
         if weights is None:
             raise click.UsageError("`refresh` reads state dicts: say where they are, with --weights.")
@@ -59,6 +70,9 @@ def main(step: str, quick: bool, tasks: str | None, workers: int, weights: Path 
     if step in ("all", "generate", "pack"):
         for name in settings.cases:
             pack(name, settings.folder)
+    if step == "figures":
+        for path in draw(Path("docs"), settings.folder):
+            click.echo(path)
     if step in ("all", "judge"):
         click.echo(report(settings.folder))
 

@@ -26,7 +26,18 @@ from benchmarks.evidence.tasks import CASES, Case
 from objectives._classification import accuracy
 from ww_opt import SpectralObjective, Task, records
 
-__all__ = ["LONG", "METHODS", "SEARCHED", "Search", "missing", "read_searches", "search", "search_all", "searches"]
+__all__ = [
+    "LONG",
+    "LONG_SEARCHES",
+    "METHODS",
+    "SEARCHED",
+    "Search",
+    "missing",
+    "read_searches",
+    "search",
+    "search_all",
+    "searches",
+]
 
 VALIDATION_SHARE = 0.1
 
@@ -36,6 +47,8 @@ SEARCHED = (
     "digits_adamw_40",
 )  # fmt: skip
 """Tasks that searches are run on: those that train within three seconds and leave room to lose."""
+LONG_SEARCHES = (200,)
+"""Trials of a long search."""
 LONG = ("digits_adamw_40", "mlp_sgd_0")
 
 
@@ -156,7 +169,9 @@ def searches() -> list[Search]:
     """List all searches, one seed of every task first: three seeds of 40 trials, and long ones on the score."""
     found = [Search(case, method, seed, 40) for seed in range(3) for case in SEARCHED for method in METHODS]
     long = [
-        Search(case, method, 0, 200) for case in LONG for method in ("weights", "training loss guard", "late guard")
+        Search(case, method, 0, LONG_SEARCHES[0])
+        for case in LONG
+        for method in ("weights", "training loss guard", "late guard")
     ]
     first = len(SEARCHED) * len(METHODS)
     return [*found[:first], *long, *found[first:]]

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.evidence.candidates import FAMILIES, LATE_CANDIDATES, LATE_FAMILIES
+from benchmarks.evidence.faults import table as fault_table
 from benchmarks.evidence.judge import Figures, Study, agreement, by_seed, figures, left_out, rules, splits, studies
-from benchmarks.evidence.kept import DATA
+from benchmarks.evidence.kept import DATA, Record
+from benchmarks.evidence.search import LONG_SEARCHES, METHODS, SEARCHED, read_searches
 from benchmarks.evidence.seen import Array, Mask, Rule
 from benchmarks.evidence.statistics import interval
 from benchmarks.evidence.tasks import CASES, Case
 
-__all__ = ["report"]
+__all__ = ["incumbents", "report", "searched"]
 
 Table = Mapping[str, Sequence[Figures]]
 _WORTH = (5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300)
@@ -40,6 +42,7 @@ def report(folder: Path = DATA, cases: Sequence[Case] = CASES) -> str:
     holdout = studies("holdout", folder, cases)
     if holdout:
         parts.append(_validation(base, holdout, {**table, **late_table}))
+    parts += [text for text in (searched(folder), _long(folder), _faults(folder)) if text]
     seeds = studies("seed", folder, cases)
     if seeds:
         parts.append(_seed_noise(base, seeds))
@@ -173,6 +176,77 @@ def _validation(base: Sequence[Study], holdout: Sequence[Study], table: Table) -
     head = ("task", *(f"{share:.0%} split" for share in _SHARES), *(f"{name} is worth" for name in shown))
     title = "### Validation splits: Spearman / points lost; examples a score is worth, by pick / by Spearman\n\n"
     return title + _lines(head, rows())
+
+
+def searched(folder: Path = DATA) -> str:
+    """Tabulate the end-to-end searches: points lost against the oracle search of the same seed, means over seeds."""
+    picks: dict[tuple[str, int], dict[str, float]] = {}
+    for record in read_searches(folder):
+        if record["n_trials"] < min(LONG_SEARCHES):
+            picks.setdefault((record["case"], record["seed"]), {})[record["method"]] = record["pick"]
+    whole = {place: own for place, own in picks.items() if len(own) == len(METHODS)}
+    names = [case for case in SEARCHED if any(place[0] == case for place in whole)]
+    if not names:
+        return ""
+    seeds = {name: [own for place, own in whole.items() if place[0] == name] for name in names}
+
+    def rows() -> Iterator[Sequence[str]]:
+        for method in METHODS:
+            lost = {name: [100 * (own["oracle"] - own[method]) for own in seeds[name]] for name in names}
+            values = [value for own in lost.values() for value in own]
+            error = np.std(values) / np.sqrt(len(values))
+            mean = np.mean([np.mean(own) for own in lost.values()])
+            accuracy = 100 * np.mean([own[method] for name in names for own in seeds[name]])
+            yield (method, f"{mean:.1f} +- {error:.1f}", f"{accuracy:.1f}", *(f"{np.mean(lost[n]):.1f}" for n in names))
+
+    head = ("objective of the search", "points lost", "accuracy", *(f"{name} ({len(seeds[name])})" for name in names))
+    title = (
+        "### Searches of 40 trials, end to end: points of accuracy lost against the search on the test set (seeds)\n\n"
+    )
+    return title + _lines(head, rows())
+
+
+def _long(folder: Path) -> str:
+    """Test accuracy of the incumbent along long searches on the score."""
+    marks = (10, 20, 40, 80, 120, 160, 200)
+
+    def rows() -> Iterator[Sequence[str]]:
+        for record in read_searches(folder):
+            if record["n_trials"] in LONG_SEARCHES:
+                test = incumbents(record)
+                cells = [f"{100 * test[min(mark, len(test)) - 1]:.1f}" for mark in marks]
+                yield (record["case"], record["method"], *cells, f"{100 * max(record['test']):.1f}")
+
+    found = list(rows())
+    head = ("task", "objective", *(f"{mark} trials" for mark in marks), "best of all")
+    title = "### Does the accuracy rise while the score does? Test accuracy of the incumbent, %\n\n"
+    return title + _lines(head, iter(found)) if found else ""
+
+
+def incumbents(record: Record) -> Array:
+    """Test accuracy of the trial with the best value so far, after each trial."""
+    values, test = np.array(record["values"]), np.array(record["test"])
+    best = [int(np.argmin(values[: place + 1])) for place in range(len(values))]
+    return np.asarray(test[best])
+
+
+def _faults(folder: Path) -> str:
+    """Tabulate the planted faults."""
+    rows = fault_table(folder)
+    if not rows:
+        return ""
+    lines = (
+        (
+            fault,
+            f"{n}",
+            "" if fault == "healthy" else f"{right:.0%}",
+            "" if fault == "healthy" else f"{alone:.0%}",
+            f"{anyone:.0%}",
+        )
+        for fault, n, right, alone, anyone in rows
+    )
+    head = ("fault in one layer", "runs", "that layer named", "and no other", "any layer named")
+    return "### Planted faults: which layers have an alarm, told from the last weights alone\n\n" + _lines(head, lines)
 
 
 def _seed_noise(base: Sequence[Study], seeds: Sequence[Study]) -> str:
