@@ -166,15 +166,11 @@ def _split(case: Case, task: Task) -> tuple[Task, Any]:
 
 
 def searches() -> list[Search]:
-    """List all searches, one seed of every task first: three seeds of 40 trials, and long ones on the score."""
+    """List all searches: three seeds of 40 trials, one seed of every task first, and long ones on the score."""
     found = [Search(case, method, seed, 40) for seed in range(3) for case in SEARCHED for method in METHODS]
-    long = [
-        Search(case, method, 0, LONG_SEARCHES[0])
-        for case in LONG
-        for method in ("weights", "training loss guard", "late guard")
-    ]
-    first = len(SEARCHED) * len(METHODS)
-    return [*found[:first], *long, *found[first:]]
+    long = [Search(case, method, 0, LONG_SEARCHES[0]) for case in LONG for method in ("weights", "late guard")]
+    two_seeds = 2 * len(SEARCHED) * len(METHODS)
+    return [*found[:two_seeds], *long, *found[two_seeds:]]
 
 
 def missing(units: list[Search], folder: Path = DATA) -> list[Search]:
