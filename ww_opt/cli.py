@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -175,9 +176,7 @@ def _close(study: Study, host: optuna.Study, directory: Path, tracker: MLflowCal
     from ww_opt.terminal import accuracy_text, closing_text, mlflow_text
 
     try:
-        if study.n_repeats:
-            click.echo(f"\nTraining the pick {study.n_repeats} times more, with other seeds", err=True)
-        result, code = closing(study, host, repeat=True), 0
+        result, code = closing(study, host, repeat=True, announce=partial(click.echo, err=True)), 0
     except KeyboardInterrupt:  # the noise of the score stays unknown
         result, code = closing(study, host), 0
     settings = read(result.pick, "settings", {}) if result.pick is not None else {}

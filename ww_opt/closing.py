@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +56,16 @@ class Closing:
     trust: tuple[str, ...] = ()
 
 
-def closing(study: Study, host: optuna.Study, *, repeat: bool = False) -> Closing:
+def closing(
+    study: Study, host: optuna.Study, *, repeat: bool = False, announce: Callable[[str], object] = lambda _: None
+) -> Closing:
     """Sum up a study from its records.
 
     Args:
         study: what was run.
         host: its records.
         repeat: train the pick with further seeds where that was not done yet, to know the noise of the score.
+        announce: is told in a sentence, before that takes its time.
     """
     finished = [trial for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()]
     trials = [trial for trial in finished if records.reason(trial) != INTERRUPTED]
@@ -72,7 +75,7 @@ def closing(study: Study, host: optuna.Study, *, repeat: bool = False) -> Closin
     pick = pick_of(host, ranked)
     said = [apart] if apart else []
     if pick is not None:
-        said += trust(study, ranked, pick, seed_noise(study, host, pick) if repeat else math.nan)
+        said += trust(study, ranked, pick, seed_noise(study, host, pick, announce) if repeat else math.nan)
     seen = records.looks(pick) if pick is not None else ()
     return Closing(
         n_complete=len(of[TrialState.COMPLETE]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,15 +60,20 @@ def _some(numbers: Sequence[int]) -> str:
     return shown if len(numbers) <= 10 else f"{shown} and {len(numbers) - 10} more"
 
 
-def seed_noise(study: Study, host: optuna.Study, pick: FrozenTrial) -> float:
+def seed_noise(
+    study: Study, host: optuna.Study, pick: FrozenTrial, announce: Callable[[str], object] = lambda _: None
+) -> float:
     """Standard deviation of the pick's value over seeds: it is trained ``study.n_repeats`` times more, once for all.
 
-    The values stay with the study. NaN where a repeat diverged or none was asked for.
+    The values stay with the study; ``announce`` is told before any is trained. NaN where a repeat diverged or none was
+    asked for.
     """
     name = f"ww_opt:repeats:{pick.number}"
     values = host.user_attrs.get(name)
     if values is None:
         values = []
+        if study.n_repeats:
+            announce(f"Training the pick {study.n_repeats} times more, with other seeds")
         for number in range(1, study.n_repeats + 1):
             objective = replace(study.objective, seed=study.objective.seed + number, on_trained=None)
             try:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ww_opt.spectral import spectra
 from ww_opt.spectral.spectra import centred_eigenvalues, eigenvalues, exact_eigenvalues, oriented, windows
 
 
@@ -61,3 +62,21 @@ def test_the_weights_are_only_read() -> None:
     centred_eigenvalues(stack, np.ones(1))
     exact_eigenvalues(stack)
     assert torch.equal(stack, before)
+
+
+def test_scratch_space_is_used_again_but_never_while_it_is_in_use() -> None:
+    def address(space: np.ndarray) -> int:
+        return space.ctypes.data
+
+    first, second = spectra._scratch((200, 200)), spectra._scratch((200, 200))
+    assert not np.shares_memory(first, second)
+    first[:], second[:] = 1.0, 2.0
+    view, place = first[10:], address(first)
+    del first
+    assert address(spectra._scratch((100, 200))) != place, "a view still needs it"
+    assert (view == 1.0).all()
+    assert (second == 2.0).all()
+    del view
+    assert address(spectra._scratch((150, 150))) == place
+    spectra._scratch((300, 300))
+    assert [len(pages) for pages in spectra._PAGES.free] == [8 * 300 * 300], "what is too small goes back"

@@ -15,6 +15,7 @@ from ww_opt.spectral.fits import PowerLawFit, fit_power_laws
 from ww_opt.spectral.measure import Measured, Options, measure
 from ww_opt.spectral.rows import Convention, Diagnosis, LayerDiagnostics
 from ww_opt.spectral.schedule import Memory, fingerprint, in_batches, in_parallel, n_bytes
+from ww_opt.spectral.spectra import release
 from ww_opt.spectral.weights import LayerWeight, Source, named_weights
 from ww_opt.spectral.weightwatcher import frame_columns
 
@@ -104,6 +105,7 @@ def _rows(
     else:
         batches = in_batches(unknown(), lambda item: _alike(item[1]), lambda item: _n_bytes(item[1]))
         visited = in_parallel(visit, batches, lambda batch: sum(_n_bytes(weight) for _, weight in batch), total)
+    release()
     measured = [item for batch in visited for item in batch]
     fits = iter(fit_power_laws([sample for _, item in measured for sample in item.samples]))
     for place, item in measured:
