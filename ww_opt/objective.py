@@ -42,7 +42,8 @@ def report(
         model: only read.
         step: steps or epochs done; one report a step.
         train_loss: training loss so far. Not finite: the trial is pruned at once. Guarded scores use it.
-        n_steps: length of the run, in the unit of ``step``; lets pruners know where half of the run is.
+        n_steps: length of the run, in the unit of ``step``; lets pruners know where half of the run is. At its end they
+            are not asked any more.
         score: a key of ``SCORES``, or a ``Score``.
 
     Returns:
@@ -84,7 +85,8 @@ def report(
         what = f"the weights of {broken} are not finite" if broken else f"the score {chosen.name!r} is {value}"
         raise _pruned(trial, step, f"{what} at step {step}")
     trial.report(value, step)
-    if trial.should_prune():
+    # a run at its end has cost all that it can: pruned, it would only be lost to the ranking
+    if not 0 < n_steps <= step and trial.should_prune():
         pruner = trial.study.pruner
         explain = getattr(pruner, "explain", None)  # ours has one
         reason = explain(trial.study.get_trials(deepcopy=False)[trial.number]) if explain else ""

@@ -127,7 +127,7 @@ def search(unit: Search) -> Record:
             return -own.test
         return plain if held_out is None else -accuracy(own.model, held_out)
 
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=unit.seed))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=unit.seed), pruner=optuna.pruners.NopPruner())
     study.optimize(value, n_trials=unit.n_trials)
     numbers = sorted(found)
     return {
@@ -147,7 +147,7 @@ def _plain(case: Case, parameters: Mapping[str, float], sealed: Callable[[nn.Mod
         tested.append(sealed(model))
 
     objective = SpectralObjective(case.task(), case.space, case.n_steps, case.n_steps, on_trained=on_trained)
-    study = optuna.create_study()
+    study = optuna.create_study(pruner=optuna.pruners.NopPruner())
     study.enqueue_trial(dict(parameters))
     study.optimize(objective, n_trials=1)
     return tested[0] if tested else math.nan
