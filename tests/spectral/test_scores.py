@@ -45,7 +45,8 @@ def test_contract() -> None:
     assert "default" in SCORES
     assert {item.direction for item in SCORES.values()} <= {"minimize", "maximize"}
     assert isinstance(score(model_of(noise())), float)
-    assert score(model_of(noise())) == SCORES["default"](diagnose(model_of(noise())))
+    model = model_of(noise())
+    assert score(model) == SCORES["default"](diagnose(model))
 
 
 @pytest.mark.parametrize("cheat", ["mean shift", "row norms", "scale", "huge entry", "lost rank"])
@@ -108,7 +109,28 @@ def test_default_lies_between_its_bounds() -> None:
     generator = np.random.default_rng(0)
     for seed in range(10):
         model = model_of(learnt(strength=float(generator.uniform(0, 20)), seed=seed), noise(seed=seed + 50))
-        assert 0.0 <= score(model) <= 3.0
+        assert 0.0 <= score(model) <= 4.0
+
+
+def test_factors_that_neighbours_pass_to_each_other_change_nothing() -> None:
+    model, other = model_of(learnt(), learnt(seed=5)), model_of(learnt() * 4, learnt(seed=5) / 4)
+    other[2].load_state_dict(model[2].state_dict())
+    assert score(other) == pytest.approx(score(model), abs=1e-6)
+
+
+def test_a_signal_that_fades_is_worse_in_the_head_as_well() -> None:
+    model = model_of(learnt(), learnt(seed=5))
+    before = score(model)
+    with torch.no_grad():
+        model[2].weight.mul_(0.01)
+    assert score(model) > before + 0.5
+
+
+def test_an_expected_gain_is_that_of_xavier() -> None:
+    """Noise of Xavier's variance has no gain; the head of ten is as wide as its own edge, within its fluctuation."""
+    rows = diagnose(model_of(noise(400), noise(400, 1)))
+    gains = [math.log(row.spectral_norm / (math.sqrt(2 / 800) * 2 * math.sqrt(400))) for row in list(rows)[:2]]
+    assert max(map(abs, gains)) < 0.03
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2, 10])

@@ -1,7 +1,8 @@
 """Rows -> one number with a direction.
 
 A score looks at the *judged* layers: hidden weight matrices at least 32 wide. The last linear layer (the head) and
-embeddings are left out, since their spectra follow the number of classes and the frequencies of tokens.
+embeddings are left out, since their spectra follow the number of classes and the frequencies of tokens. The default
+score also asks how far the network as a whole passes its signal on; there the head counts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Rows = Sequence[LayerDiagnostics]
 
 __all__ = ["FORMULA", "LATE_SHARE", "SCORES", "Score", "guard", "judged", "named_score", "score"]
 
-FORMULA = 2
+FORMULA = 3
 """Number of the formulas below: values of another number are not ranked with these."""
 _NOT_HIDDEN = ("embedding", "lora")
 _NAN = float("nan")
@@ -63,7 +64,7 @@ class Score:
             ValueError: the score is guarded and ``train_loss`` is missing.
         """
         rows = tuple(diagnosis)
-        value = _NAN if any(_is_broken(row) for row in rows) else self.function(judged(rows))
+        value = _NAN if any(_is_broken(row) for row in rows) else self.function(rows)
         if not self.is_guarded:
             return value
         if train_loss is None:
@@ -121,9 +122,14 @@ def _reference(first_loss: float | None) -> float:
     return first_loss if first_loss is not None and first_loss > 0 else math.log(10)
 
 
-def _mean(rows: Rows, of: Callable[[LayerDiagnostics], float]) -> float:
-    values = [value for row in rows if not math.isnan(value := of(row))]
-    return float(np.mean(values)) if values else _NAN
+def _over(of: Callable[[LayerDiagnostics], float]) -> Callable[[Rows], float]:
+    """Mean over the judged layers for which ``of`` is known."""
+
+    def mean(rows: Rows) -> float:
+        values = [value for row in judged(rows) if not math.isnan(value := of(row))]
+        return float(np.mean(values)) if values else _NAN
+
+    return mean
 
 
 SPIKE_TARGET = 0.1
@@ -134,15 +140,41 @@ WIDE = 128
 """Width from which a layer counts in full; narrower ones are judged less surely."""
 
 
-def _default(rows: Rows) -> float:
-    """Mean over layers of what is missing to enough spikes, plus traps and dead directions; each term in [0, 1].
+UNLEARNT_GAIN = math.log(3**-0.5)
+"""Gain of PyTorch's own initialisation of a linear layer, variance ``1 / (3 N)``, beside Xavier's."""
 
-    Alpha is not part of it: on tasks left out it added nothing to the spikes (``make evidence``).
+
+def _default(rows: Rows) -> float:
+    """Mean over layers of what is missing to enough spikes, plus traps and dead directions, plus the missing gain.
+
+    Each term lies in [0, 1]. Alpha is not among them: on tasks left out it added nothing to the spikes (``make
+    evidence``).
     """
-    if not rows:
+    layers = judged(rows)
+    if not layers:
         return _NAN
-    weights = [min(row.M, WIDE) for row in rows]
-    return float(np.average([_missing(row) + _trap(row) + _dead(row) for row in rows], weights=weights))
+    weights = [min(row.M, WIDE) for row in layers]
+    each = [_missing(row) + _trap(row) + _dead(row) for row in layers]
+    return float(np.average(each, weights=weights)) + _missing_gain(rows)
+
+
+def _missing_gain(rows: Rows) -> float:
+    """What is missing to a network that passes its signal on.
+
+    The gain of a layer is the logarithm of its largest singular value over the one that Xavier's initialisation gives a
+    matrix of its shape (Glorot and Bengio 2010): ``sqrt(2 / (N + M)) (sqrt N + sqrt M)``. The mean over all layers, the
+    head among them, does not change when neighbours pass a factor to each other. More than Xavier's is no merit, and a
+    judged layer without spikes has learnt no gain, whatever its scale.
+    """
+    hidden = {row.name for row in judged(rows)}
+    gains = []
+    for row in rows:
+        if row.kind in _NOT_HIDDEN or not row.is_analysed:
+            continue
+        expected = math.sqrt(2.0 / ((row.N + row.M) * row.n_matrices)) * (math.sqrt(row.N) + math.sqrt(row.M))
+        gain = math.log(max(row.spectral_norm, 1e-9 * expected) / expected)
+        gains.append(min(gain, UNLEARNT_GAIN) if row.name in hidden and row.spikes == 0 else gain)
+    return min(max(-float(np.mean(gains)), 0.0), 1.0)
 
 
 def _missing(row: LayerDiagnostics) -> float:
@@ -164,10 +196,10 @@ SCORES = MappingProxyType(
         item.name: item
         for item in (
             Score("default", "minimize", _default),
-            Score("mean_alpha", "minimize", lambda rows: _mean(rows, lambda row: row.alpha)),
-            Score("alpha_distance", "minimize", lambda rows: _mean(rows, lambda row: abs(row.alpha - 2.0))),
-            Score("ks_distance", "minimize", lambda rows: _mean(rows, lambda row: row.D)),
-            Score("spike_share", "maximize", lambda rows: _mean(rows, lambda row: row.spikes / row.n_eigenvalues)),
+            Score("mean_alpha", "minimize", _over(lambda row: row.alpha)),
+            Score("alpha_distance", "minimize", _over(lambda row: abs(row.alpha - 2.0))),
+            Score("ks_distance", "minimize", _over(lambda row: row.D)),
+            Score("spike_share", "maximize", _over(lambda row: row.spikes / row.n_eigenvalues)),
         )
     }
 )
