@@ -280,8 +280,10 @@ def test_company_changes_nothing(convention: Convention) -> None:
         frames = [Diagnosis((own,), convention).to_frame() for own in (alone, row)]
         numbers = [name for name in frames[0].select_dtypes("number") if name != "layer_id"]
         a, b = (frame[numbers].to_numpy(float) for frame in frames)
-        # the null's sums are float32 inside a block
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+        # the null's sums are float32 inside a block, and `excess` is a ratio of them less 1
+        excess = numbers.index("excess")
+        np.testing.assert_allclose(a[:, excess], b[:, excess], rtol=0, atol=2e-7)
+        np.testing.assert_allclose(np.delete(a, excess, 1), np.delete(b, excess, 1), rtol=1e-6, atol=1e-12)
 
 
 def rounded(W: torch.Tensor, n_bits: int) -> torch.Tensor:

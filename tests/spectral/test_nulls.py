@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ww_opt.spectral import nulls
 from ww_opt.spectral.nulls import null_of
 from ww_opt.spectral.random_matrices import edge, edge_of_profile, huge_entry, null_effective_rank, tracy_widom_cut
 
@@ -130,3 +131,23 @@ def test_noise_is_as_uneven_as_expected_and_many_weak_signals_more(
             found[strength].append(excess * (k * N * M) ** 0.5)
     assert max(found[0.0]) < 5.0
     assert np.median(found[1.0]) > 2.0
+
+
+def test_no_trap_is_lost_where_robust_scales_are_far_under_the_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
+    W = torch.randn(256, 128, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    W[range(30), range(30)] = torch.linspace(5.0, 200.0, 30, dtype=torch.float64)
+    W[5, 7] = 12.0
+    found = null_of(W[None]).traps
+    assert found > 1
+    monkeypatch.setattr(nulls, "SLACK", 1.0)  # as if the robust scale were the deviation
+    assert null_of(W[None]).traps == found
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e17])
+def test_the_scale_of_single_precision_weights_changes_nothing(scale: float) -> None:
+    W = torch.randn(96, 64, generator=torch.Generator().manual_seed(4))
+    W[7, 9] = 40.0
+    plain, scaled = null_of(W[None]), null_of((W * scale)[None])
+    assert scaled.traps == plain.traps == 1
+    np.testing.assert_allclose(scaled.edges, plain.edges * scale**2, rtol=1e-5)
+    np.testing.assert_allclose(scaled.squares / scale**4, plain.squares, rtol=1e-4)
