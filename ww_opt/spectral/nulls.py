@@ -233,12 +233,12 @@ class _Few:
 
     def counts(self, place: NDArray[np.intp], n: int) -> NDArray[np.intp]:
         """How many there are in each of ``n`` places of each layer, shape ``(n_layers, n)``."""
-        return np.bincount(self.layer * n + place, minlength=self.n_layers * n).reshape(-1, n)
+        return np.asarray(np.bincount(self.layer * n + place, minlength=self.n_layers * n).reshape(-1, n))
 
     def sums(self, place: NDArray[np.intp], n: int) -> Array:
         """As :meth:`counts`, summed up."""
         at = self.layer * n + place
-        return np.bincount(at, weights=self.value, minlength=self.n_layers * n).reshape(-1, n)
+        return np.asarray(np.bincount(at, weights=self.value, minlength=self.n_layers * n).reshape(-1, n))
 
 
 def _few(block: torch.Tensor, cut: Array, first_row: int) -> _Few:
