@@ -170,15 +170,18 @@ def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: ML
 
 def _close(study: Study, host: optuna.Study, directory: Path, tracker: MLflowCallback | None) -> int:
     """Tell what was found, open the test set, and return the exit code."""
-    from ww_opt.closing import closing, open_test_set
+    from ww_opt.closing import closing, open_test_set, train_pick
     from ww_opt.records import read
     from ww_opt.study import weights_file
     from ww_opt.terminal import accuracy_text, closing_text, mlflow_text
 
+    code, again, announce = 0, None, partial(click.echo, err=True)
     try:
-        result, code = closing(study, host, repeat=True, announce=partial(click.echo, err=True)), 0
-    except KeyboardInterrupt:  # the noise of the score stays unknown
-        result, code = closing(study, host), 0
+        result = closing(study, host, repeat=True, announce=announce)
+        if result.pick is not None:
+            again = train_pick(study, host, result.pick, directory, announce)
+    except KeyboardInterrupt:  # the noise of the score stays unknown, the pick as its trial left it
+        result = closing(study, host)
     settings = read(result.pick, "settings", {}) if result.pick is not None else {}
     click.echo(f"\n{closing_text(result, settings)}\n")
     if result.pick is None:
@@ -189,7 +192,9 @@ def _close(study: Study, host: optuna.Study, directory: Path, tracker: MLflowCal
     except Exception:  # the user's own code; what was found stands all the same
         click.echo(f"{traceback.format_exc()}\nThe test set could not be evaluated; the study is complete.\n", err=True)
         code = FAILED
-    if result.pick is not None and (weights := weights_file(directory, result.pick.number)).is_file():
+    if again is not None:
+        click.echo(f"Weights of the pick, trained again with all examples from the start: {again}")
+    elif result.pick is not None and (weights := weights_file(directory, result.pick.number)).is_file():
         click.echo(f"Weights of the pick: {weights}")
     _finish(tracker, host)
     if tracker is not None:

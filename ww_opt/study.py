@@ -31,7 +31,17 @@ from ww_opt.spectral.scores import FORMULA
 
 Observer = Callable[[optuna.Study, FrozenTrial], None]
 
-__all__ = ["INTERRUPTED", "Observer", "Study", "is_bad_input", "n_finished", "open_study", "run", "weights_file"]
+__all__ = [
+    "INTERRUPTED",
+    "Observer",
+    "Study",
+    "is_bad_input",
+    "n_finished",
+    "open_study",
+    "run",
+    "save_weights",
+    "weights_file",
+]
 
 _SQLITE_SECONDS = 60
 INTERRUPTED = "interrupted by the user"
@@ -261,15 +271,15 @@ def is_bad_input(error: BaseException) -> bool:
     return is_ours and is_on_purpose and isinstance(error, ValueError | TypeError | OSError | ImportError)
 
 
-def _keeper(directory: Path) -> Callable[[optuna.Trial, nn.Module], None]:
-    def save(trial: optuna.Trial, model: nn.Module) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        target = weights_file(directory, trial.number)
-        # written aside and renamed: a crash leaves no half file behind
-        torch.save(model.state_dict(), target.with_suffix(".part"))
-        target.with_suffix(".part").replace(target)
+def save_weights(model: nn.Module, target: Path) -> None:
+    """Write a state dict aside and rename it: a crash leaves no half file behind."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), target.with_suffix(".part"))
+    target.with_suffix(".part").replace(target)
 
-    return save
+
+def _keeper(directory: Path) -> Callable[[optuna.Trial, nn.Module], None]:
+    return lambda trial, model: save_weights(model, weights_file(directory, trial.number))
 
 
 def _only_best(directory: Path) -> Observer:

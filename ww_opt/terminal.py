@@ -150,6 +150,8 @@ def _trials(count: int) -> str:
 def accuracy_text(accuracy: TestAccuracy) -> str:
     """Tell what the sealed test set says."""
     lines = ["The sealed test set, opened only now (accuracy)", f"  the pick          {accuracy.pick:6.1%}"]
+    if not math.isnan(accuracy.again):
+        lines[1] += f"  ({accuracy.again:.1%} trained again with all examples from the start)"
     if not math.isnan(accuracy.best):
         lines += [
             f"  the best trial    {accuracy.best:6.1%}  (trial {accuracy.best_number}, known by hindsight only)",
