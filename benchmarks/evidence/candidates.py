@@ -18,7 +18,7 @@ from benchmarks.evidence.rivals import each
 from benchmarks.evidence.seen import Array, Rule, Seen
 from ww_opt.late_entry import ACCURACY_SHARE, Judgement, judge, late_loss
 from ww_opt.spectral.rows import LayerDiagnostics
-from ww_opt.spectral.scores import LATE_SHARE, SCORES, Rows
+from ww_opt.spectral.scores import LATE_SHARE, SCORES, Rows, network_gain
 
 __all__ = ["CANDIDATES", "FAMILIES", "LATE_CANDIDATES", "LATE_FAMILIES", "late_rule", "run_judgements"]
 
@@ -117,6 +117,11 @@ def added(first: Rule, second: Rule, weight: float = 1.0) -> Rule:
     return lambda runs: first(runs) + weight * second(runs)
 
 
+def gain(cap: float = math.inf) -> Callable[[Seen], float]:
+    """Return the network's mean gain, head included, at most ``cap``."""
+    return lambda run: min(network_gain(tuple(run.diagnosis())), cap)
+
+
 SPIKES = over_layers(spike_share)
 ALPHA = over_layers(capped_alpha)
 
@@ -130,6 +135,7 @@ CANDIDATES: Mapping[str, Rule] = MappingProxyType(
         "enough spikes + effective rank ratio": added(over_layers(enough_spikes(0.1)), over_layers(rank_ratio)),
         "enough spikes + floored loss 20 %": added(over_layers(enough_spikes(0.1)), each(log_loss(0.2))),
         "enough spikes + floored loss 60 %": added(over_layers(enough_spikes(0.1)), each(log_loss(0.6))),
+        "gain": each(gain()),
         "effective rank ratio": over_layers(rank_ratio),
         "stable rank ratio": over_layers(stable_rank_ratio),
         "-largest entry": over_layers(largest_entry),
@@ -152,6 +158,10 @@ FAMILIES: Mapping[str, Mapping[str, Rule]] = MappingProxyType(
     {
         "enough spikes": {
             f"from {share:.0%}": over_layers(enough_spikes(share)) for share in (0.03, 0.05, 0.1, 0.15, 0.2)
+        },
+        "enough spikes + gain": {
+            f"to {cap}": added(over_layers(enough_spikes(0.1)), each(gain(cap)))
+            for cap in (-0.25, 0.0, 0.25, 0.5, 0.75, math.inf)
         },
         "weight x enough spikes + floored loss": {
             f"{weight} x, floor {floor:.0%}": added(each(log_loss(floor)), over_layers(enough_spikes(0.1)), weight)

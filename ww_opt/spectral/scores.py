@@ -23,7 +23,7 @@ from ww_opt.spectral.weights import Source
 Direction = Literal["minimize", "maximize"]
 Rows = Sequence[LayerDiagnostics]
 
-__all__ = ["FORMULA", "LATE_SHARE", "SCORES", "Score", "guard", "judged", "named_score", "score"]
+__all__ = ["FORMULA", "LATE_SHARE", "SCORES", "Score", "guard", "judged", "named_score", "network_gain", "score"]
 
 FORMULA = 3
 """Number of the formulas below: values of another number are not ranked with these."""
@@ -159,12 +159,17 @@ def _default(rows: Rows) -> float:
 
 
 def _missing_gain(rows: Rows) -> float:
-    """What is missing to a network that passes its signal on.
+    """What is missing to a network that passes its signal on; more gain than Xavier's is no merit."""
+    return min(max(-network_gain(rows), 0.0), 1.0)
 
-    The gain of a layer is the logarithm of its largest singular value over the one that Xavier's initialisation gives a
-    matrix of its shape (Glorot and Bengio 2010): ``sqrt(2 / (N + M)) (sqrt N + sqrt M)``. The mean over all layers, the
-    head among them, does not change when neighbours pass a factor to each other. More than Xavier's is no merit, and a
-    judged layer without spikes has learnt no gain, whatever its scale.
+
+def network_gain(rows: Rows) -> float:
+    """Mean over all layers, the head among them, of the logarithm of how far each amplifies; 0 for Xavier's weights.
+
+    The gain of a layer is its largest singular value over the one that Xavier's initialisation gives a matrix of its
+    shape (Glorot and Bengio 2010): ``sqrt(2 / (N + M)) (sqrt N + sqrt M)``. The mean of the logarithms does not change
+    when neighbours pass a factor to each other. A judged layer without spikes has learnt no gain, whatever its scale.
+    NaN without layers.
     """
     hidden = {row.name for row in judged(rows)}
     gains = []
@@ -174,7 +179,7 @@ def _missing_gain(rows: Rows) -> float:
         expected = math.sqrt(2.0 / ((row.N + row.M) * row.n_matrices)) * (math.sqrt(row.N) + math.sqrt(row.M))
         gain = math.log(max(row.spectral_norm, 1e-9 * expected) / expected)
         gains.append(min(gain, UNLEARNT_GAIN) if row.name in hidden and row.spikes == 0 else gain)
-    return min(max(-float(np.mean(gains)), 0.0), 1.0)
+    return float(np.mean(gains)) if gains else _NAN
 
 
 def _missing(row: LayerDiagnostics) -> float:
