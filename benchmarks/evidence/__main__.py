@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -28,7 +29,13 @@ QUICK = Settings(("mlp_sgd_0", "digits_sgd_20", "digits_adamw_40"), n=20, n_rese
 )
 @click.option("--quick", is_flag=True, help="Three small tasks, 20 configurations each, kept apart: minutes.")
 @click.option("--tasks", help="Names of tasks, with commas; all by default.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that train.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=os.cpu_count() or 1,
+    show_default="one a core",
+    help="Processes that train.",
+)
 @click.option("--weights", type=click.Path(path_type=Path), help="Where state dicts are left, for `refresh`.")
 def main(step: str, quick: bool, tasks: str | None, workers: int, weights: Path | None) -> None:
     """Train each task's configurations once, keep what judges need, and judge every score and rival.
