@@ -37,6 +37,8 @@ PROMISED = {
     "report",
     "report_late",
     "score",
+    "judge",
+    "late_loss",
     "tied",
 }
 

@@ -11,7 +11,7 @@ import optuna
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
 import ww_opt
 from tests import tiny
@@ -59,6 +59,31 @@ def test_joining_says_when_to_judge() -> None:
     found = {step: entry.joining(step) for step in range(10)}
     assert [step for step, cohorts in found.items() if cohorts] == [3, 5, 9] == list(entry.steps)
     assert torch.equal(found[5][0], entry.cohorts[1])
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 9])
+def test_everybody_joins_in_a_run_however_short(n_steps: int) -> None:
+    entry = make(n_steps=n_steps)
+    joined = [cohort for step in range(n_steps) for cohort in entry.joining(step)]
+    assert len(joined) == len(entry.cohorts)
+
+
+def test_drop_last_leaves_out_small_batches_and_nobody_for_good() -> None:
+    entry = make(n_examples=65, batch_size=8, n_steps=200, drop_last=True)
+    batches = list(entry)
+    assert {len(batch) for batch in batches} == {8}
+    assert len(torch.cat(batches).unique()) == 65
+    assert min(len(batch) for batch in make(n_examples=65, batch_size=8, n_steps=200)) < 8
+    with pytest.raises(ValueError, match=r"whole batch.*of 85 batch_size=90 leaves none"):
+        make(batch_size=90, drop_last=True)
+
+
+def test_labels_that_torch_ignores_are_not_judged() -> None:
+    logits = torch.eye(4).repeat(2, 1)
+    labels = torch.tensor([0, 1, 2, 3, -100, -100, -100, -100])
+    assert judge(logits, labels) == judge(logits[:4], labels[:4])
+    with pytest.raises(ValueError, match="all 4 are -100"):
+        judge(logits[4:], labels[4:])
 
 
 def test_order_follows_the_global_generator_and_cohorts_the_seed() -> None:
@@ -146,6 +171,17 @@ class TestFromLoader:
         assert (x.flatten().tolist(), y.tolist()) == ([3.0, 9.0], [3, 9])
         assert (late.n_examples, late.batch_size, late.logits) == (12, 4, None)
         assert late.over(50).batch_size == 4
+
+    def test_takes_drop_last(self) -> None:
+        late = LateExamples.from_loader(DataLoader(list(range(50)), batch_size=4, shuffle=True, drop_last=True))
+        assert late.over(50).drop_last
+
+    def test_refuses_a_sampler_that_would_be_left_out(self) -> None:
+        sampler = WeightedRandomSampler([1.0] * 9, 9)
+        with pytest.raises(ValueError, match="WeightedRandomSampler"):
+            LateExamples.from_loader(DataLoader(list(range(9)), batch_size=3, sampler=sampler))
+        with pytest.raises(TypeError, match="got list"):
+            LateExamples.from_loader([1, 2])  # type: ignore[arg-type]
 
     def test_refuses_streams_and_loaders_without_a_size(self) -> None:
         class Stream(IterableDataset[int]):

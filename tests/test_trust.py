@@ -113,7 +113,7 @@ class TestTrust:
         host = ran(tiny.STUDY, tmp_path)
         pick = host.best_trial
         assert "The widest layer is 48 wide" in "\n".join(trust(tiny.STUDY, [pick], pick))
-        assert "by heart" not in "\n".join(trust(tiny.STUDY, [pick], pick))
-        look = replace(records.looks(pick)[-1], train_loss=0.01)
-        pick.user_attrs[f"ww_opt:look:{look.step}"] = records._to_json(records.asdict(look))
-        assert "by heart" in "\n".join(trust(tiny.STUDY, [pick], pick))
+        for loss, is_perfect in ((0.5, False), (0.01, True)):
+            look = replace(records.looks(pick)[-1], train_loss=loss)
+            pick.user_attrs[f"ww_opt:look:{look.step}"] = records._to_json(records.asdict(look))
+            assert ("by heart" in "\n".join(trust(tiny.STUDY, [pick], pick))) == is_perfect

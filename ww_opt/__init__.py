@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ww_opt.late_entry import LateEntry as LateEntry
     from ww_opt.late_entry import LateExamples as LateExamples
+    from ww_opt.late_entry import judge as judge
+    from ww_opt.late_entry import late_loss as late_loss
     from ww_opt.layerwise import LayerSettings as LayerSettings
     from ww_opt.layerwise import add_dropout as add_dropout
     from ww_opt.layerwise import by_block as by_block
@@ -39,6 +41,8 @@ _HOME = {
     "add_dropout": "layerwise",
     "by_block": "layerwise",
     "by_layer": "layerwise",
+    "judge": "late_entry",
+    "late_loss": "late_entry",
     "report": "objective",
     "report_late": "objective",
     "score": "spectral.scores",

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 __all__ = ["ACCURACY_SHARE", "Judgement", "LateEntry", "LateExamples", "judge", "late_loss"]
 
 ACCURACY_SHARE = 0.5
 """Nats that full accuracy on the late examples is worth beside their loss."""
+_IGNORED = -100
 _SHARPNESS = torch.linspace(-4.0, 2.0, 61, dtype=torch.float64).exp()
 """Factors on the logits among which the calibrated loss is looked for."""
 
@@ -33,12 +34,16 @@ class LateEntry:
     example present once; its last batch may be smaller. It serves as the ``batch_sampler`` of a DataLoader, or in a
     loop of one's own::
 
-        entry = LateEntry(len(data), batch_size=64, n_steps=600)
+        entry, late = LateEntry(len(x), batch_size=64, n_steps=600), []
         for step, index in enumerate(entry):
-            for newcomers in entry.joining(step):
-                late.append(judge(model(x[newcomers]), y[newcomers], step))  # not trained on yet
+            for newcomers in entry.joining(step):  # not trained on yet
+                model.eval()
+                with torch.no_grad():
+                    late.append(judge(model(x[newcomers]), y[newcomers], step))
+                model.train()
+                report_late(trial, late)
             train_step(model, x[index], y[index])
-        score(model, train_loss=loss, late_loss=late_loss(late))
+        return score(model, train_loss=loss, late_loss=late_loss(late))
 
     Args:
         n_examples: examples in the training set.
@@ -47,6 +52,7 @@ class LateEntry:
         shares: of the examples that make up each cohort, in (0, 1); at least one example each.
         times: when each cohort joins, as a fraction of the run in (0, 1), rising.
         seed: draws the cohorts.
+        drop_last: leave out the smaller batch at the end of an epoch, as a DataLoader does.
 
     Raises:
         ValueError: an option is out of range, or nobody is left to begin with.
@@ -58,6 +64,7 @@ class LateEntry:
     shares: tuple[float, ...] = (0.05, 0.05, 0.05)
     times: tuple[float, ...] = (0.5, 0.75, 0.9)
     seed: int = 0
+    drop_last: bool = False
 
     def __post_init__(self) -> None:
         for option in ("n_examples", "batch_size", "n_steps"):
@@ -73,6 +80,11 @@ class LateEntry:
             raise ValueError(
                 f"Somebody must be there from the start, but of n_examples={self.n_examples} cohorts of {self._sizes} "
                 "come late: lower `shares`."
+            )
+        if self.drop_last and len(self.present) < self.batch_size:
+            raise ValueError(
+                f"`drop_last` needs a whole batch of those who are there from the start, but of {len(self.present)} "
+                f"batch_size={self.batch_size} leaves none: lower `batch_size`."
             )
 
     @property
@@ -96,8 +108,8 @@ class LateEntry:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The first step, counted from 0, at which each cohort may be trained on."""
-        return tuple(math.ceil(time * self.n_steps - 1e-9) for time in self.times)
+        """The first step, counted from 0, at which each cohort may be trained on; at the latest the last one."""
+        return tuple(min(math.ceil(time * self.n_steps - 1e-9), self.n_steps - 1) for time in self.times)
 
     def joining(self, step: int) -> tuple[torch.Tensor, ...]:
         """Return the cohorts that join with ``step``, counted from 0: judge the model on them before that step."""
@@ -112,7 +124,7 @@ class LateEntry:
             for newcomers in self.joining(step):
                 present = torch.cat([present, newcomers])
                 left = _shuffled(torch.cat([left, newcomers]))
-            if not len(left):
+            if not len(left) or (self.drop_last and len(left) < self.batch_size):
                 left = _shuffled(present)
             batch, left = left[: self.batch_size], left[self.batch_size :]
             yield batch
@@ -156,11 +168,17 @@ def judge(logits: torch.Tensor, labels: torch.Tensor, step: int = 0) -> Judgemen
 
     Args:
         logits: ``[..., n_classes]``, on any device.
-        labels: class numbers, ``[...]``.
+        labels: class numbers, ``[...]``; those of -100 are left out, as torch's cross entropy does.
         step: steps done.
+
+    Raises:
+        ValueError: no label is left.
     """
     z = logits.detach().to("cpu", torch.float64).flatten(0, -2)
     y = labels.detach().to("cpu").flatten()
+    z, y = z[y != _IGNORED], y[y != _IGNORED]
+    if not len(y):
+        raise ValueError(f"A cohort needs at least one label to judge by, but all {labels.numel()} are {_IGNORED}.")
     losses = [float(nn.functional.cross_entropy(z * sharpness, y)) for sharpness in _SHARPNESS]
     return Judgement(step, len(y), float((z.argmax(-1) == y).double().mean()), tuple(losses))
 
@@ -198,6 +216,7 @@ class LateExamples:
         shares: of the examples that make up each cohort.
         times: when each cohort joins, as a fraction of the run.
         seed: draws the cohorts, the same for every trial.
+        drop_last: leave out the smaller batch at the end of an epoch.
     """
 
     n_examples: int
@@ -207,6 +226,7 @@ class LateExamples:
     shares: tuple[float, ...] = (0.05, 0.05, 0.05)
     times: tuple[float, ...] = (0.5, 0.75, 0.9)
     seed: int = 0
+    drop_last: bool = False
 
     @classmethod
     def from_loader(
@@ -214,12 +234,14 @@ class LateExamples:
         loader: DataLoader[Any],
         logits: Callable[[nn.Module, Any], tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> LateExamples:
-        """Take dataset, batch size and collation from a DataLoader; its sampler and workers are not used.
+        """Take dataset, batch size, collation and ``drop_last`` from a DataLoader; its workers are not used.
 
         Raises:
-            TypeError: the dataset is iterable only, so that its examples have no numbers.
-            ValueError: the loader has a batch sampler of its own and no batch size.
+            TypeError: it is no DataLoader, or its dataset is iterable only, so that its examples have no numbers.
+            ValueError: the loader has a sampler of its own, or a batch sampler and no batch size.
         """
+        if not isinstance(loader, DataLoader):
+            raise TypeError(f"Late entry can be taken from a DataLoader, but got {type(loader).__name__}.")
         dataset: Any = loader.dataset
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise TypeError(
@@ -229,11 +251,17 @@ class LateExamples:
         if loader.batch_size is None:
             raise ValueError("Late entry needs `batch_size` of the DataLoader, but it has none: set it.")
 
+        if not isinstance(loader.sampler, RandomSampler | SequentialSampler):
+            raise ValueError(
+                f"Late entry draws all examples alike, but the DataLoader has a {type(loader.sampler).__name__}, which "
+                "would be left out: give it `shuffle=True`, or build `LateExamples(...)` by hand."
+            )
+
         def take(index: torch.Tensor) -> Any:
             return loader.collate_fn([dataset[number] for number in index.tolist()])
 
-        return cls(len(dataset), loader.batch_size, take, logits)
+        return cls(len(dataset), loader.batch_size, take, logits, drop_last=loader.drop_last)
 
     def over(self, n_steps: int) -> LateEntry:
         """Lay the cohorts over a run of ``n_steps``; see :class:`LateEntry` for errors."""
-        return LateEntry(self.n_examples, self.batch_size, n_steps, self.shares, self.times, self.seed)
+        return LateEntry(self.n_examples, self.batch_size, n_steps, self.shares, self.times, self.seed, self.drop_last)
