@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("spectral.measure", "spectral.diagnostics", "space"),
     ("spectral.scores", "spectral.compare", "records", "summary"),
     ("objective", "pruner", "sampler", "tracking", "plots"),
-    ("study", "references", "workers", "trust", "closing", "terminal", "integrations", "report"),
+    ("weights_folder", "study", "references", "workers", "trust", "closing", "terminal", "integrations", "report"),
     ("cli",),
 )
 

@@ -10,9 +10,10 @@ import torch
 from tests import tiny
 from tests.test_late_entry import both, late_task
 from ww_opt import Study
-from ww_opt.closing import open_test_set, pick_file, train_pick
+from ww_opt.closing import open_test_set, train_pick
 from ww_opt.study import open_study, run
 from ww_opt.terminal import accuracy_text
+from ww_opt.weights_folder import pick_file
 
 
 def late_study(seen: list[torch.Tensor]) -> Study:

@@ -174,7 +174,34 @@ def test_the_guard_adds_what_the_training_loss_says() -> None:
 def test_a_score_brings_its_direction(name: str) -> None:
     objective = replace(tiny.OBJECTIVE, score=name)
     assert objective.direction == SCORES[name].direction
-    assert math.isfinite(one_trial(objective).value or math.nan)
+    study = optuna.create_study(direction=objective.direction, pruner=optuna.pruners.NopPruner())
+    study.optimize(objective, n_trials=1)
+    assert math.isfinite(study.best_value)
+    wrong = "minimize" if objective.direction == "maximize" else "maximize"
+    with pytest.raises(ValueError, match=f"must {objective.direction} like its objective.*created to {wrong}"):
+        optuna.create_study(direction=wrong).optimize(objective, n_trials=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": tiny.build_model}, "`task` must be a ww_opt.Task, but got a function"),
+        ({"space": {}}, "`space` must be a ww_opt.LayerwiseSpace, but got a dict"),
+        ({"n_steps": 10.5}, "n_steps=10.5"),
+        ({"interval_steps": 2.5}, "interval_steps=2.5"),
+    ],
+)
+def test_bad_types_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        replace(tiny.OBJECTIVE, **changes)
+
+
+def test_the_optimizer_that_was_built_is_remembered_whatever_built_it() -> None:
+    def build(groups: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, lr=0.1)
+
+    objective = replace(tiny.OBJECTIVE, task=replace(tiny.TASK, optimizer=build))
+    assert records.read(one_trial(objective), "optimizer") == "SGD"
 
 
 class TestDivergence:

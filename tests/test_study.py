@@ -24,7 +24,8 @@ from tests import tiny
 from ww_opt import Study, records, score
 from ww_opt.closing import closing, open_test_set
 from ww_opt.references import BadReference, load, load_study
-from ww_opt.study import INTERRUPTED, is_bad_input, n_finished, open_study, run, weights_file
+from ww_opt.study import INTERRUPTED, is_bad_input, n_finished, open_study, run
+from ww_opt.weights_folder import weights_file
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 QUICK = replace(tiny.OBJECTIVE, n_steps=2, interval_steps=2)
@@ -89,7 +90,8 @@ class TestSeed:
         return [trial.params for trial in host.trials]
 
     def test_the_same_seed_asks_the_same_and_another_does_not(self, tmp_path: Path) -> None:
-        first, again, other = (self.params(None, 2, tmp_path, seed=seed) for seed in (1, 1, 2))
+        folders = (tmp_path / name for name in "abc")
+        first, again, other = (self.params(None, 2, next(folders), seed=seed) for seed in (1, 1, 2))
         assert first == again
         assert first[0] != other[0]
 
@@ -267,14 +269,25 @@ class TestWeights:
         for trial in host.trials:
             file = weights_file(tmp_path / "new" / "folder", trial.number)
             assert score(str(file)) == trial.value
-        assert len(list((tmp_path / "new" / "folder").iterdir())) == 3, "no half-written file is left"
+        left = {file.name for file in (tmp_path / "new" / "folder").iterdir()} - {".study"}
+        assert len(left) == 3, "no half-written file is left"
+
+    def test_another_study_of_the_same_name_takes_no_folder_over(self, tmp_path: Path, url: str) -> None:
+        study = replace(tiny.STUDY, n_trials=1)
+        run(study, open_study(study, url), tmp_path)
+        before = weights_file(tmp_path, 0).read_bytes()
+        with pytest.raises(ValueError, match=r"one study alone.*another storage: choose another --directory"):
+            run(study, open_study(study), tmp_path)
+        assert weights_file(tmp_path, 0).read_bytes() == before
+        run(replace(study, n_trials=2), open_study(study, url), tmp_path)
+        assert weights_file(tmp_path, 1).is_file()
 
     def test_only_the_best_where_asked(self, tmp_path: Path) -> None:
         study = replace(tiny.STUDY, n_trials=4, keep_weights="best")
         host = open_study(study)
         kept: list[list[Path]] = []
         run(study, host, tmp_path, [lambda *_: kept.append(sorted(tmp_path.iterdir()))])
-        assert sorted(tmp_path.iterdir()) == [weights_file(tmp_path, host.best_trial.number)]
+        assert sorted(tmp_path.glob("*.*")) == [tmp_path / ".study", weights_file(tmp_path, host.best_trial.number)]
         accuracy = open_test_set(study, host, tmp_path)
         assert accuracy is not None
         assert accuracy.pick > 0.3
@@ -299,6 +312,20 @@ def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="must") as caught:
         quick(**changes)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": RandomSampler(seed=0)}, r"called with a seed.*write `lambda seed: RandomSampler\(seed=seed\)`"),
+        ({"objective": len}, "must be a SpectralObjective"),
+        ({"pruner": "median"}, "must be a BasePruner, but got 'median'"),
+        ({"n_trials": 1.5}, "n_trials must be a int, but got 1.5"),
+    ],
+)
+def test_bad_types_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        quick(**changes)
 
 
 def ended(state: TrialState, *steps: int, value: float | None = None, **attrs: Any) -> FrozenTrial:

@@ -172,8 +172,8 @@ def _close(study: Study, host: optuna.Study, directory: Path, tracker: MLflowCal
     """Tell what was found, open the test set, and return the exit code."""
     from ww_opt.closing import closing, open_test_set, train_pick
     from ww_opt.records import read
-    from ww_opt.study import weights_file
     from ww_opt.terminal import accuracy_text, closing_text, mlflow_text
+    from ww_opt.weights_folder import weights_file
 
     code, again, announce = 0, None, partial(click.echo, err=True)
     try:

@@ -14,10 +14,11 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from ww_opt import records
 from ww_opt.records import Look
-from ww_opt.study import INTERRUPTED, Study, save_weights, weights_file
+from ww_opt.study import INTERRUPTED, Study
 from ww_opt.trust import comparable, seed_noise, trust
+from ww_opt.weights_folder import pick_file, save_weights, weights_file
 
-__all__ = ["Closing", "TestAccuracy", "closing", "open_test_set", "pick_file", "pick_of", "train_pick"]
+__all__ = ["Closing", "TestAccuracy", "closing", "open_test_set", "pick_of", "train_pick"]
 
 _AGAIN = "ww_opt:trained_again"
 
@@ -99,11 +100,6 @@ def pick_of(host: optuna.Study, ranked: Iterable[FrozenTrial]) -> FrozenTrial | 
     choose = min if host.direction is optuna.study.StudyDirection.MINIMIZE else max
     known = [trial for trial in ranked if trial.value is not None]
     return choose(known, key=lambda trial: trial.value or 0.0, default=None)
-
-
-def pick_file(directory: Path, number: int) -> Path:
-    """Where the weights of the pick are kept that :func:`train_pick` trained."""
-    return directory / f"pick-{number:05d}.pt"
 
 
 def train_pick(

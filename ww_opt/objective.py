@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from ww_opt import records
 from ww_opt.late_entry import Judgement, late_loss
@@ -44,7 +44,8 @@ def report(
         train_loss: training loss so far. Not finite: the trial is pruned at once. Guarded scores use it.
         n_steps: length of the run, in the unit of ``step``; lets pruners know where half of the run is. At its end they
             are not asked any more.
-        score: a key of ``SCORES``, or a ``Score``.
+        score: a key of ``SCORES``, or a ``Score``. ``SCORES["default"].guarded()`` adds the training loss, and once
+            :func:`report_late` was called, what late examples said instead.
 
     Returns:
         The reported value.
@@ -95,7 +96,15 @@ def report(
 
 
 def report_late(trial: optuna.Trial, judgements: Sequence[Judgement]) -> None:
-    """Remember what examples that came late have said so far; from now on guarded scores of the trial go by it."""
+    """Remember what examples that came late have said so far; from now on guarded scores of the trial go by it.
+
+    For a loop of one's own, with :class:`ww_opt.LateEntry`, whose docstring shows one. Call :func:`report` with
+    ``score=SCORES["default"].guarded()``, and return ``score(model, train_loss=..., late_loss=late_loss(judgements))``.
+
+    Args:
+        trial: the running trial.
+        judgements: all of the run so far, each from :func:`ww_opt.judge` on a cohort before it joined.
+    """
     records.write(trial, late=[asdict(own) for own in judgements])
 
 
@@ -137,6 +146,15 @@ class SpectralObjective:
     on_trained: Callable[[optuna.Trial, nn.Module], None] | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("task", Task), ("space", LayerwiseSpace)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(
+                    f"`{name}` must be a ww_opt.{kind.__name__}, but got a {type(getattr(self, name)).__name__}."
+                )
+        for name in ("n_steps", "interval_steps"):
+            value = getattr(self, name)
+            if not isinstance(value, int) and not (name == "interval_steps" and value is None):
+                raise TypeError(f"`{name}` must be a whole number, but got {name}={value!r}.")
         named_score(self.score)
         if self.guard not in (False, True, "late"):
             raise ValueError(f"`guard` must be False, True or 'late', but got {self.guard!r}.")
@@ -169,7 +187,9 @@ class SpectralObjective:
             optuna.TrialPruned: see :func:`report`.
         """
         chosen = named_score(self.score)
-        task = self.task if self.guard == "late" else replace(self.task, late_entry=None)
+        _check_direction(trial, self.direction)
+        late_entry = self.task.late_entry if self.guard == "late" else None
+        task = replace(self.task, late_entry=late_entry, optimizer=_recording(trial, self.task.optimizer))
         value = math.nan
         with _seeded(self.seed, self.task.device):
             model = self.task.build_model()
@@ -177,7 +197,6 @@ class SpectralObjective:
             apply_dropout(model, settings, self.space.label)
             groups = parameter_groups(model, settings, self.space.label)
             records.write(trial, settings={label: asdict(own) for label, own in settings.items()})
-            records.write(trial, optimizer=_name(task.optimizer))
             for checkpoint in train(model, task, groups, n_steps=self.n_steps, interval_steps=self.interval):
                 value = self._look(trial, checkpoint, chosen.guarded() if self.guard else chosen)
             if self.on_trained is not None:
@@ -201,10 +220,25 @@ class SpectralObjective:
         )
 
 
-def _name(optimizer: Callable[..., object]) -> str:
-    while isinstance(optimizer, partial):
-        optimizer = optimizer.func
-    return str(getattr(optimizer, "__name__", type(optimizer).__name__))
+def _check_direction(trial: optuna.Trial, direction: Direction) -> None:
+    host = getattr(trial, "study", None)  # a fixed trial has none
+    found = [own.name.lower() for own in host.directions] if host is not None else [direction]
+    if found != [direction]:
+        raise ValueError(
+            f"The study must {direction} like its objective, but it was created to {' and '.join(found)}: "
+            "`optuna.create_study(direction=objective.direction)`."
+        )
+
+
+def _recording(trial: optuna.Trial, build: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """Remember the class of the optimizer that is built: trials of another one are not ranked with this one."""
+
+    def call(groups: Any) -> Optimizer:
+        optimizer = build(groups)
+        records.write(trial, optimizer=type(optimizer).__name__)
+        return optimizer
+
+    return call
 
 
 @contextmanager

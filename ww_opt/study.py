@@ -16,18 +16,17 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-import torch
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
-from torch import nn
+from optuna.trial import FrozenTrial
 
 from ww_opt import records
 from ww_opt.objective import SpectralObjective
 from ww_opt.pruner import SpectralPruner
 from ww_opt.spectral.scores import FORMULA
+from ww_opt.weights_folder import claim, keep_all, keep_only_best
 
 Observer = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -39,8 +38,6 @@ __all__ = [
     "n_finished",
     "open_study",
     "run",
-    "save_weights",
-    "weights_file",
 ]
 
 _SQLITE_SECONDS = 60
@@ -69,6 +66,7 @@ class Study:
         n_repeats: how often the pick is trained again at the end, with other seeds, to know the noise of the score.
 
     Raises:
+        TypeError: a field is of another type.
         ValueError: a number is out of range, or the name is no name of a folder.
     """
 
@@ -83,6 +81,14 @@ class Study:
     n_repeats: int = 2
 
     def __post_init__(self) -> None:
+        for name, kind in (("objective", SpectralObjective), ("pruner", BasePruner), ("n_trials", int), ("seed", int)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"Study.{name} must be a {kind.__name__}, but got {getattr(self, name)!r}.")
+        if not callable(self.sampler):
+            raise TypeError(
+                f"Study.sampler is called with a seed, but got {self.sampler!r}: write "
+                f"`lambda seed: {type(self.sampler).__name__}(seed=seed)`."
+            )
         if self.name in ("", ".", "..") or not set(self.name).isdisjoint("/\\\0"):
             raise ValueError(f"The name of a study must be one of a folder, but got {self.name!r}: use letters and -.")
         if self.seed < 0:
@@ -162,11 +168,6 @@ def n_finished(host: optuna.Study) -> int:
     )
 
 
-def weights_file(directory: Path, number: int) -> Path:
-    """Where the weights of a completed trial are kept, as a state dict."""
-    return directory / f"trial-{number:05d}.pt"
-
-
 def run(
     study: Study,
     host: optuna.Study,
@@ -188,14 +189,16 @@ def run(
         may_start: asked before each trial; several workers share one budget. Default: ``n_trials`` are not reached.
 
     Raises:
+        ValueError: the folder holds the weights of another study.
         KeyboardInterrupt: after everything was recorded.
         Exception: what the objective raised; the trial is recorded as failed with the reason.
     """
+    claim(directory, host)
     may_start = may_start or (lambda: n_finished(host) < study.n_trials)
     deadline = math.inf if study.timeout is None else time.monotonic() + study.timeout
-    callbacks = [*observers, *([_only_best(directory)] if study.keep_weights == "best" else [])]
+    callbacks = [*observers, *([keep_only_best(directory)] if study.keep_weights == "best" else [])]
     with _Interruptions() as interruptions:
-        objective = _recorded(replace(study.objective, on_trained=_keeper(directory)), interruptions)
+        objective = _recorded(replace(study.objective, on_trained=keep_all(directory)), interruptions)
         while not interruptions.is_due and time.monotonic() < deadline and may_start():
             host.optimize(objective, n_trials=1, callbacks=callbacks)
     if interruptions.is_due:
@@ -269,24 +272,3 @@ def is_bad_input(error: BaseException) -> bool:
     is_ours = Path(last.filename).is_relative_to(Path(__file__).parent)
     is_on_purpose = (last.line or "").startswith("raise ")
     return is_ours and is_on_purpose and isinstance(error, ValueError | TypeError | OSError | ImportError)
-
-
-def save_weights(model: nn.Module, target: Path) -> None:
-    """Write a state dict aside and rename it: a crash leaves no half file behind."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), target.with_suffix(".part"))
-    target.with_suffix(".part").replace(target)
-
-
-def _keeper(directory: Path) -> Callable[[optuna.Trial, nn.Module], None]:
-    return lambda trial, model: save_weights(model, weights_file(directory, trial.number))
-
-
-def _only_best(directory: Path) -> Observer:
-    def clean(host: optuna.Study, _: FrozenTrial) -> None:
-        complete = [t.number for t in host.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE]
-        for number in complete:
-            if number != host.best_trial.number:
-                weights_file(directory, number).unlink(missing_ok=True)
-
-    return clean

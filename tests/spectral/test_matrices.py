@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.spectral.weight_rows import Conv1D, Tokens, by_name, matrices
+from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.findings import Status
 from ww_opt.spectral.weights import named_weights
 
@@ -193,3 +194,11 @@ def test_inference_tensors_have_no_version() -> None:
     (row,) = named_weights(model)
     assert row.version is None
     assert row.status is Status.SUCCESS
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bit_floats_are_read_with_a_note(dtype: torch.dtype) -> None:
+    layer = nn.Linear(48, 64).to(dtype)
+    [row] = diagnose(layer)
+    assert row.is_analysed
+    assert row.note == f"read as float32 from {str(dtype).removeprefix('torch.')}"

@@ -105,6 +105,11 @@ def test_the_guard_helps_the_lower_loss_in_either_direction(name: str) -> None:
         guarded(diagnose(model))
 
 
+def test_a_late_loss_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="pass both"):
+        score(model_of(learnt()), late_loss=1.0)
+
+
 def test_default_lies_between_its_bounds() -> None:
     generator = np.random.default_rng(0)
     for seed in range(10):

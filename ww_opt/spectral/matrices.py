@@ -102,6 +102,8 @@ def numbers(tensor: Tensor) -> tuple[Tensor, str]:
         return tensor.dequantize(), f"dequantised from {str(tensor.dtype).removeprefix('torch.')}"
     if tensor.layout != torch.strided:
         return tensor.to_dense(), f"made dense from {str(tensor.layout).removeprefix('torch.')}"
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        return tensor.float(), f"read as float32 from {str(tensor.dtype).removeprefix('torch.')}"
     return tensor, ""
 
 

@@ -245,7 +245,7 @@ def score(
         The score. NaN if a weight is not finite.
 
     Raises:
-        ValueError: the name is unknown, or the model has no layer wide enough to be judged.
+        ValueError: the name is unknown, the model has no layer wide enough to be judged, or ``late_loss`` stands alone.
     """
     chosen = named_score(name)
     diagnosis = model if isinstance(model, Diagnosis) else diagnose(model)
@@ -254,6 +254,8 @@ def score(
             f"A score needs a hidden weight matrix at least {NARROW} wide, but the widest of {len(diagnosis)} layers "
             f"has {max(row.M for row in diagnosis)}: wider layers can be judged, these cannot."
         )
+    if late_loss is not None and train_loss is None:
+        raise ValueError("`late_loss` guards together with the training loss, but got no `train_loss`: pass both.")
     if train_loss is not None and not chosen.is_guarded:
         chosen = chosen.guarded()
     return chosen(diagnosis, train_loss=train_loss, first_loss=first_loss, late_loss=late_loss)

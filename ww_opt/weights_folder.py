@@ -1,0 +1,72 @@
+"""Where a study keeps the weights of its trials, as state dicts; one folder a study."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
+
+__all__ = ["claim", "keep_all", "keep_only_best", "pick_file", "save_weights", "weights_file"]
+
+_IDENTITY = "ww_opt:id"
+_MARK = ".study"
+
+
+def weights_file(directory: Path, number: int) -> Path:
+    """Where the weights of a completed trial are kept."""
+    return directory / f"trial-{number:05d}.pt"
+
+
+def pick_file(directory: Path, number: int) -> Path:
+    """Where the weights of a pick are kept that was trained once more."""
+    return directory / f"pick-{number:05d}.pt"
+
+
+def claim(directory: Path, host: optuna.Study) -> None:
+    """Mark the folder as this study's, so that no other one of its name overwrites what it kept.
+
+    Raises:
+        ValueError: the folder is another study's.
+    """
+    identity = host.user_attrs.get(_IDENTITY)
+    if identity is None:
+        identity = uuid.uuid4().hex
+        host.set_user_attr(_IDENTITY, identity)
+    mark = directory / _MARK
+    if not mark.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        mark.write_text(identity, encoding="utf-8")
+    elif mark.read_text(encoding="utf-8") != identity:
+        raise ValueError(
+            f"A folder must hold the weights of one study alone, but {directory} holds those of another one named "
+            f"{host.study_name!r}, from another storage: choose another --directory or --study-name, or remove it."
+        )
+
+
+def save_weights(model: nn.Module, target: Path) -> None:
+    """Write a state dict aside and rename it: a crash leaves no half file behind."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), target.with_suffix(".part"))
+    target.with_suffix(".part").replace(target)
+
+
+def keep_all(directory: Path) -> Callable[[optuna.Trial, nn.Module], None]:
+    """Return what saves the weights of each completed trial."""
+    return lambda trial, model: save_weights(model, weights_file(directory, trial.number))
+
+
+def keep_only_best(directory: Path) -> Callable[[optuna.Study, FrozenTrial], None]:
+    """Return what removes the weights of all trials but the best one."""
+
+    def clean(host: optuna.Study, _: FrozenTrial) -> None:
+        complete = [t.number for t in host.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE]
+        for number in complete:
+            if number != host.best_trial.number:
+                weights_file(directory, number).unlink(missing_ok=True)
+
+    return clean
