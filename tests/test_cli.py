@@ -201,6 +201,7 @@ class TestBadInput:
             ("models.py:nothing", "'nothing'"),
             ("none.py:model", "none.py"),
             ("no.module:model", "no.module"),
+            ("models.py", "models.py:NAME"),
         ],
     )
     def test_analyze(self, ww: Runner, source: str, message: str) -> None:
@@ -395,6 +396,15 @@ class TestWorkers:
 
 
 class TestAnalyze:
+    def test_what_could_not_be_read_has_its_reason_under_the_table(self, ww: Runner) -> None:
+        state = {"a.weight": torch.full((40, 40), float("nan")), "b.weight": torch.randn(40, 40)}
+        torch.save(state, "half.pt")
+        answer = ww("analyze", "half.pt")
+        assert answer.code == 0
+        row = next(line.split() for line in answer.out.splitlines() if line.startswith("a "))
+        assert row[2:7] == ["-"] * 5, "no count of what was not looked at"
+        assert "  a: not analysed: the weights contain NaN or infinity" in answer.out
+
     def test_json(self, ww: Runner, checkpoint: Path) -> None:
         answer = ww("analyze", checkpoint, "--json")
         rows = json.loads(answer.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

@@ -3,6 +3,7 @@
 import math
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests import tiny
 from ww_opt.layerwise import LayerSettings, labelled, parameter_groups
 from ww_opt.training import Checkpoint, Task, constant, cosine, momentum_key, train
 
@@ -295,3 +297,15 @@ class TestErrors:
     def test_numbers_must_be_positive(self, field: str, value: float) -> None:
         with pytest.raises(ValueError, match=f"`{field} > 0` must hold, but got {field}={value}"):
             make(**{field: value})
+
+
+def test_a_late_entry_of_another_type_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"must be a LateExamples, but got list.*from_loader"):
+        replace(tiny.TASK, late_entry=[1, 2])  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_no_tensor_is_refused() -> None:
+    task = replace(tiny.TASK, loss=lambda *_: 0.5)  # type: ignore[arg-type,return-value]
+    model = tiny.build_model()
+    with pytest.raises(TypeError, match=r"scalar tensor, but got float.*item"):
+        list(train(model, task, [{"params": list(model.named_parameters()), "lr": 0.1}], n_steps=2, interval_steps=1))

@@ -239,9 +239,12 @@ def analyze(source: str, as_json: bool, as_csv: bool, convention: Any) -> None:
 
 
 def _source(source: str) -> Any:
+    from ww_opt.references import BadReference, load
+
+    if source.endswith(".py"):
+        raise BadReference(f"A Python file needs the function that returns a model, but got {source!r}: {source}:NAME.")
     if Path(source).exists() or ":" not in source:
         return source
-    from ww_opt.references import BadReference, load
 
     factory = load(source)
     if not callable(factory):
@@ -257,11 +260,12 @@ def _json_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _print_analysis(diagnosis: Diagnosis) -> None:
     from ww_opt.spectral.scores import SCORES
-    from ww_opt.terminal import layer_table, legend, table
+    from ww_opt.terminal import layer_table, legend, table, unread
 
     click.echo(layer_table(diagnosis))
-    if words := legend(diagnosis):
-        click.echo(words)
+    for words in (legend(diagnosis), unread(diagnosis)):
+        if words:
+            click.echo(words)
     better = {"minimize": "lower", "maximize": "higher"}
     scores = [(item.name, item(diagnosis), better[item.direction]) for item in SCORES.values()]
     click.echo("\nScores, to compare models of one architecture only\n")

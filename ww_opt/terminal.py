@@ -35,6 +35,7 @@ __all__ = [
     "number",
     "settings_table",
     "table",
+    "unread",
 ]
 
 _SETTINGS = ("lr", "weight_decay", "momentum", "dropout")
@@ -86,9 +87,7 @@ def layer_table(rows: Iterable[Any]) -> str:
                 f"{row.N}x{row.M}" if row.M else "-",
                 row.alpha,
                 row.D,
-                row.spikes,
-                row.traps,
-                row.rank_loss,
+                *((row.spikes, row.traps, row.rank_loss) if row.n_eigenvalues else (None,) * 3),
                 _labels(row),
             )
             for row in rows
@@ -106,6 +105,16 @@ def _label(name: str) -> str:
 
 def _labels(row: Any) -> str:
     return ", ".join(_label(name) for name in _names(row))
+
+
+def unread(rows: Iterable[Any]) -> str:
+    """Say why there is no spectrum of some layers, one line for each reason."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if not row.is_analysed:
+            reason = "; ".join(text for text in (row.fit_status, row.note) if text)
+            found.setdefault(reason, []).append(row.name)
+    return "\n".join(f"  {', '.join(names)}: {reason}" for reason, names in found.items())
 
 
 def legend(rows: Iterable[Any]) -> str:

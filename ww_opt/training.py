@@ -81,6 +81,11 @@ class Task:
                 "Task.batches must give the batches anew each epoch, but got an iterator, which is empty after "
                 "one: pass a function that returns it."
             )
+        if not isinstance(self.late_entry, LateExamples | None):
+            raise TypeError(
+                f"Task.late_entry must be a LateExamples, but got {type(self.late_entry).__name__}: "
+                "`LateExamples.from_loader(loader)` makes one."
+            )
         for field in ("clip_norm", "steps_per_epoch"):
             value = getattr(self, field)
             if value is not None and not value > 0:
@@ -264,6 +269,8 @@ def _clean_loss(model: nn.Module, task: Task, batches: Sequence[Any]) -> float:
 
 def _loss(model: nn.Module, task: Task, batch: Any) -> torch.Tensor:
     loss = task.loss(model, batch)
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(f"Task.loss must return a scalar tensor, but got {type(loss).__name__}: leave out `.item()`.")
     if loss.ndim != 0:
         raise ValueError(f"Task.loss must return a scalar, but got shape {tuple(loss.shape)}: take the batch's mean.")
     return loss

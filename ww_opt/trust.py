@@ -118,7 +118,10 @@ def _about_spread(values: Sequence[float], noise: float) -> list[str]:
         return ["All trials have the same score: it cannot tell these settings apart."]
     if math.isnan(noise):
         return []
-    text = f"Scores differ by {spread:.2g} between trials and by {noise:.2g} between seeds of the pick (std): "
+    text = f"Scores differ by {spread:.2g} between trials and by {noise:.2g} between seeds of the pick (std)"
+    if len(values) < FEW:
+        return [f"{text}."]
+    text += ": "
     if spread < 2 * noise:
         return [text + "the ranking is little more than chance. Train longer, or widen the space."]
     return [text + "the score tells settings apart."]
@@ -150,7 +153,11 @@ def _about_guard(study: Study, pick: FrozenTrial) -> list[str]:
         "late": f"The guard is examples that joined late: {lost}",
     }[guard]
     better = "" if guard == "late" else f"; with guard='late', {POINTS_LOST['late']}"
-    found = [f"{asked}{better}."] if study.objective.score == "default" else []
+    late_entry = study.objective.task.late_entry
+    is_known = study.objective.score == "default" and not (
+        guard == "late" and late_entry is not None and late_entry.logits is None  # that was not measured
+    )
+    found = [f"{asked}{better}."] if is_known else []
     first_loss = records.read(pick, "first_loss")
     if guard != "late" and looks and first_loss and looks[-1].train_loss < 0.05 * first_loss:
         found.append(
