@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -81,12 +81,15 @@ def rows(template: LayerWeight, tensor: Tensor, key: str, groups: int = 1) -> It
     plain, how = numbers(tensor.detach())
     for part in _cut(plain, template.kind, key, groups):
         status = _status(part.matrices)
-        yield replace(
-            template,
+        yield LayerWeight(
             name=f"{template.name}.{part.suffix}" if part.suffix else template.name,
+            kind=template.kind,
+            parameter=template.parameter,
+            index=template.index,
             matrices=part.matrices if status is Status.SUCCESS else None,
             status=status,
             note="; ".join(text for text in (how, template.note, part.note) if text),
+            version=template.version,
         )
 
 

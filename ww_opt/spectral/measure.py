@@ -21,7 +21,7 @@ from ww_opt.spectral.matrices import LayerWeight
 from ww_opt.spectral.nulls import null_of, spike_edges
 from ww_opt.spectral.random_matrices import edge, null_effective_rank
 from ww_opt.spectral.rows import Convention
-from ww_opt.spectral.spectra import centred_eigenvalues, eigenvalues, exact_eigenvalues, in_float64, oriented, windows
+from ww_opt.spectral.spectra import centred_eigenvalues, eigenvalues, exact_eigenvalues, gathered, oriented, windows
 from ww_opt.spectral.weightwatcher import (
     PRECISION,
     jensen_shannon,
@@ -86,19 +86,19 @@ def measure(weights: Sequence[LayerWeight], options: Options, generator: np.rand
     if weights[0].matrices is None:
         return [_unread(weight, weight.status) for weight in weights]
     matrices = [oriented(weight.matrices) for weight in weights if weight.matrices is not None]
-    stack = torch.stack(matrices) if len(matrices) > 1 else matrices[0].unsqueeze(0)
     # one NaN or infinity makes the sum one; a sum may also overflow, so ask again
-    if not math.isfinite(float(stack.sum())):
-        finite = stack.flatten(1).isfinite().all(dim=1).tolist()
+    if not all(math.isfinite(float(own.sum())) for own in matrices):
+        finite = [bool(own.isfinite().all()) for own in matrices]
         if not all(finite):
             return [
                 measured
                 for weight, good in zip(weights, finite, strict=True)
                 for measured in (measure([weight], options, generator) if good else [_non_finite(weight)])
             ]
-    wide = in_float64(stack)
+    wide = gathered(matrices)
     if options.convention == "weightwatcher":
         return _measure_weightwatcher(weights, wide, options, generator)
+    stack = torch.stack(matrices) if len(matrices) > 1 else matrices[0].unsqueeze(0)
     return _measure_default(weights, stack, wide, options)
 
 
