@@ -1,6 +1,6 @@
 """The same diagnosis on the CPU and on a GPU, and the side from which eigenvalues are faster there.
 
-The second table says what ``ww_opt.spectral.spectra._ON_DEVICE`` should be.
+The second table says what ``ww_opt.spectral.measuring.spectra._ON_DEVICE`` should be.
 """
 
 from __future__ import annotations

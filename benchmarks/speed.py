@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from ww_opt.spectral import diagnose, diagnostics, fit_power_law
-from ww_opt.spectral.fits import fit_power_laws
-from ww_opt.spectral.schedule import Memory
+from ww_opt.spectral.measuring.fits import fit_power_laws
+from ww_opt.spectral.measuring.schedule import Memory
 
 Array = NDArray[np.float64]
 Floats = NDArray[np.floating[Any]]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import optuna
 
-from ww_opt.plots import layers_figure, spectrum_figure, study_figure
+from ww_opt.reporting.plots import layers_figure, spectrum_figure, study_figure
 from ww_opt.spectral import diagnose
-from ww_opt.weights_folder import weights_file
+from ww_opt.study.weights_folder import weights_file
 
 STUDY, LAYER = "digits", "hidden2"
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ww_opt.late_entry import LateExamples
-from ww_opt.training import Task
+from ww_opt.training.late_entry import LateExamples
+from ww_opt.training.run import Task
 
 _EVALUATION_BATCH = 256
 

@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from objectives._classification import Examples, Regime, Source, check_at_least, classification_task
-from ww_opt.layerwise import by_block
-from ww_opt.space import LayerwiseSpace
-from ww_opt.training import Task
+from ww_opt.search.space import LayerwiseSpace
+from ww_opt.training.layerwise import by_block
+from ww_opt.training.run import Task
 
 N_STEPS = 240
 INTERVAL_STEPS = 20

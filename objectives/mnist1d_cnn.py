@@ -12,8 +12,8 @@ from torch.optim import SGD, Optimizer
 
 from objectives import _mnist1d
 from objectives._classification import Regime, Source, classification_task
-from ww_opt.space import LayerwiseSpace
-from ww_opt.training import Task
+from ww_opt.search.space import LayerwiseSpace
+from ww_opt.training.run import Task
 
 N_STEPS = 780
 INTERVAL_STEPS = 65

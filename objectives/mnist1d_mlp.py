@@ -11,8 +11,8 @@ from torch.optim import SGD, Optimizer
 from objectives import _mnist1d
 from objectives._classification import Regime, Source, check_at_least, classification_task
 from objectives._mlp import mlp
-from ww_opt.space import LayerwiseSpace
-from ww_opt.training import Task
+from ww_opt.search.space import LayerwiseSpace
+from ww_opt.training.run import Task
 
 N_STEPS = 1800
 INTERVAL_STEPS = 150

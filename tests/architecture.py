@@ -7,43 +7,32 @@ them over the code, and over small sources that do break them.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-# A room imports from the floors above it in this list; inside a floor, left may not know right.
-# A room is a module of ww_opt, or a package with all that is in it.
+# Folders are floors: each imports from the floors below it, never from above, and not from its neighbours.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    (
-        "spectral.findings",
-        "spectral.rows",
-        "spectral.matrices",
-        "spectral.lora",
-        "spectral.state_dicts",
-        "spectral.checkpoints",
-        "spectral.weights",
-        "spectral.spectra",
-        "spectral.random_matrices",
-        "spectral.nulls",
-        "spectral.fits",
-        "spectral.alternatives",
-        "spectral.weightwatcher",
-        "spectral.schedule",
-        "layerwise",
-        "late_entry",
-        "training",
-        "background",
-    ),
-    ("spectral.measure", "spectral.diagnostics", "space"),
-    ("spectral.scores", "spectral.compare", "records", "summary"),
-    ("objective", "pruner", "sampler", "tracking", "plots"),
-    ("weights_folder", "study", "references", "workers", "trust", "closing", "terminal", "integrations", "report"),
+    ("spectral", "training"),
+    ("search",),
+    ("study",),
+    ("reporting", "tracking", "integrations"),
     ("cli",),
 )
+# Inside a folder files make no circle. The instrument is large enough to have floors of its own.
+FLOORS_OF_SPECTRAL: tuple[tuple[str, ...], ...] = (
+    ("findings", "rows"),
+    ("reading",),
+    ("measuring",),
+    ("diagnostics", "comparison"),
+    ("scores",),
+)
+# The one neighbour that may be known: MLflow gets what a summary makes of a record.
+NEIGHBOURS = (("ww_opt.tracking", "ww_opt.reporting.summary"),)
 
 # Shop windows stand on no floor: they name what is to be had and load nothing until it is asked for.
 WINDOWS = ("ww_opt", "ww_opt.spectral")
 
-INSTRUMENT = ("ww_opt.spectral", "ww_opt.layerwise", "ww_opt.training")
+INSTRUMENT = ("ww_opt.spectral", "ww_opt.training")
 EVERYTHING = ("ww_opt", "objectives", "studies")
 
 
@@ -59,18 +48,14 @@ class Never:
 
 NEVER = (
     Never(INSTRUMENT, ("optuna", "mlflow"), "the instrument outlives the host"),
-    Never(
-        ("ww_opt.spectral",),
-        ("ww_opt.layerwise", "ww_opt.training"),
-        "what is measured must not know how it was trained",
-    ),
-    Never(("ww_opt.space",), ("ww_opt.spectral",), "where we search must not know how we judge"),
-    Never(EVERYTHING, ("mlflow",), "slow to import, written and never read back", ("ww_opt.tracking", "ww_opt.cli")),
-    Never(("ww_opt.records",), ("torch",), "records are read where no model is"),
-    Never(("ww_opt.pruner",), ("torch", "ww_opt.objective"), "it decides from the record alone"),
-    Never(("ww_opt.sampler",), ("ww_opt.objective", "ww_opt.spectral"), "it reads records, however they were made"),
+    Never(("ww_opt.spectral",), ("ww_opt.training",), "what is measured must not know how it was trained"),
+    Never(("ww_opt.search.space",), ("ww_opt.spectral",), "where we search must not know how we judge"),
+    Never(EVERYTHING, ("mlflow",), "slow to import, written and never read back", ("ww_opt.tracking",)),
+    Never(("ww_opt.search.records",), ("torch",), "records are read where no model is"),
+    Never(("ww_opt.search.pruner",), ("torch", "ww_opt.search.objective"), "it decides from the record alone"),
+    Never(("ww_opt.search.sampler",), ("ww_opt.search.objective", "ww_opt.spectral"), "it reads records alone"),
     Never(("ww_opt",), ("objectives", "studies"), "a library does not know its uses"),
-    Never(EVERYTHING, ("matplotlib",), "a worker draws nothing", ("ww_opt.plots", "ww_opt.report", "ww_opt.cli")),
+    Never(EVERYTHING, ("matplotlib",), "a worker draws nothing", ("ww_opt.reporting", "ww_opt.cli")),
     Never(("objectives",), ("studies",), "what is trained must not know which question is asked of it"),
     Never(EVERYTHING, ("tests", "benchmarks"), "what is tested must not know its tests"),
 )  # fmt: skip
@@ -87,19 +72,47 @@ def floor_faults(module: str, source: str) -> Iterator[str]:
     """Floors hold for what is imported for its type alone, too: naming something is knowing it."""
     own = _place(module)
     if own is None:
-        yield f"{module} stands on no floor: add it to FLOORS in tests/architecture.py, as low as it can stand"
+        yield f"{module} stands on no floor: put it into a folder of FLOORS in tests/architecture.py"
         return
     for item in imports(module, source):
         if not _below(item.name, ("ww_opt",)) or item.name == "ww_opt.__version__":
             continue
         other = _place(item.name)
-        if other is None:
-            yield f"{module}:{item.line} imports {item.name}: import from the room itself, which must have a floor"
-        elif other > own:
-            yield (
-                f"{module}:{item.line} imports {item.name}, which stands above or to the right of it: "
-                "turn the arrow round, or move what both need further down"
-            )
+        if other is None or item.name in _packages():
+            yield f"{module}:{item.line} imports {item.name}: import from the file itself, on a floor"
+        elif other[0] > own[0]:
+            yield f"{module}:{item.line} imports {item.name}, which stands above it: turn the arrow round"
+        elif other[0] == own[0] and other[1] != own[1] and not _may_know(module, item.name):
+            yield f"{module}:{item.line} imports {item.name}, its neighbour: move what both need further down"
+
+
+def circles(sources: Mapping[str, str]) -> list[list[str]]:
+    """Files that import each other in a circle, directly or through others; each circle once, by name."""
+    arrows = {
+        module: {
+            target for item in imports(module, source) if (target := _file_of(item.name, sources)) not in (None, module)
+        }
+        for module, source in sources.items()
+    }
+    reached = {module: _reached(module, arrows) for module in arrows}
+    found = {frozenset(b for b in reached[a] if a in reached[b]) for a in arrows if a in reached[a]}
+    return sorted(sorted(circle) for circle in found)
+
+
+def _reached(start: str, arrows: Mapping[str, set[str | None]]) -> set[str]:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = {name for name in arrows[waiting.pop()] if name is not None} - seen
+        seen |= new
+        waiting += new
+    return seen
+
+
+def _file_of(name: str, sources: Mapping[str, str]) -> str | None:
+    """The file that an imported name comes from; packages themselves are shop windows and hold nothing."""
+    own = next((module for module in (name, name.rpartition(".")[0]) if module in sources), None)
+    return None if own in WINDOWS else own
 
 
 def window_faults(module: str, source: str) -> Iterator[str]:
@@ -211,13 +224,34 @@ def _below(name: str, prefixes: tuple[str, ...]) -> bool:
     return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
 
-def _place(name: str) -> tuple[int, int] | None:
-    """Floor and position of the room that a module, or a name in it, belongs to; ``None``: it has no floor."""
-    for floor, rooms in enumerate(FLOORS):
-        for position, room in enumerate(rooms):
-            if _below(name, (f"ww_opt.{room}",)):
-                return floor, position
-    return None
+def _place(name: str) -> tuple[tuple[int, int], str] | None:
+    """Floor and folder that a module, or a name in it, belongs to; ``None``: it has no floor."""
+    floor = _floor(name, "ww_opt", FLOORS)
+    if floor is None or floor[1] != "ww_opt.spectral":
+        return None if floor is None else ((floor[0], 0), floor[1])
+    inner = _floor(name, "ww_opt.spectral", FLOORS_OF_SPECTRAL)
+    # files of one floor of the instrument may know each other, as long as there is no circle
+    return None if inner is None else ((floor[0], inner[0]), floor[1])
+
+
+def _floor(name: str, home: str, floors: tuple[tuple[str, ...], ...]) -> tuple[int, str] | None:
+    found = (
+        (number, f"{home}.{room}")
+        for number, rooms in enumerate(floors)
+        for room in rooms
+        if _below(name, (f"{home}.{room}",))
+    )
+    return next(found, None)
+
+
+def _packages() -> set[str]:
+    """Folders, which hold nothing themselves."""
+    inner = {f"ww_opt.spectral.{room}" for room in ("reading", "measuring")}
+    return inner | {f"ww_opt.{room}" for rooms in FLOORS for room in rooms}
+
+
+def _may_know(module: str, other: str) -> bool:
+    return any(_below(module, (one,)) and _below(other, (two,)) for one, two in NEIGHBOURS)
 
 
 _FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef

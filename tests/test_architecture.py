@@ -14,6 +14,7 @@ from tests.architecture import (
     WINDOWS,
     Rule,
     argument_faults,
+    circles,
     floor_faults,
     imports,
     length_faults,
@@ -46,8 +47,22 @@ def test_design_holds(rule: Rule, module: str) -> None:
     assert list(rule(module, SOURCES[module].read_text(encoding="utf-8"))) == []
 
 
+def test_no_circle() -> None:
+    assert circles({name: SOURCES[name].read_text(encoding="utf-8") for name in LIBRARY}) == []
+
+
+def test_circles_are_found() -> None:
+    sources = {
+        "ww_opt.study.a": "from ww_opt.study.b import x",
+        "ww_opt.study.b": "def f():\n    from ww_opt.study import c",
+        "ww_opt.study.c": "import ww_opt.study.a",
+        "ww_opt.study.d": "from ww_opt.study.a import x",
+    }
+    assert circles(sources) == [["ww_opt.study.a", "ww_opt.study.b", "ww_opt.study.c"]]
+
+
 def test_there_is_something_to_check() -> None:
-    assert {"ww_opt", "ww_opt.records", "ww_opt.spectral.findings"} <= set(LIBRARY)
+    assert {"ww_opt", "ww_opt.search.records", "ww_opt.spectral.findings"} <= set(LIBRARY)
 
 
 def test_dependencies_are_those_that_are_imported() -> None:
@@ -68,34 +83,38 @@ NINE_PROPERTIES = NINE_METHODS.replace("    def", "    @property\n    def")
 
 # rule, module, source, what the message says
 BROKEN = {
-    "upwards": (floor_faults, "ww_opt.space", "from ww_opt.records import Look", "stands above"),
-    "to the right": (floor_faults, "ww_opt.objective", "import ww_opt.tracking", "to the right"),
-    "in a function": (floor_faults, "ww_opt.records", "def f():\n    from ww_opt import objective", "stands above"),
-    "by name": (floor_faults, "ww_opt.records", "importlib.import_module('ww_opt.cli')", "stands above"),
-    "relative": (floor_faults, "ww_opt.spectral.fits", "from ..records import Look", "stands above"),
-    "relative, by name": (floor_faults, "ww_opt.records", "import_module('.cli', __package__)", "stands above"),
-    "for its type": (floor_faults, "ww_opt.space", "if TYPE_CHECKING:\n    import ww_opt.cli", "stands above"),
-    "through the window": (floor_faults, "ww_opt.cli", "from ww_opt import Task", "the room itself"),
-    "whole package": (floor_faults, "ww_opt.cli", "import ww_opt", "the room itself"),
-    "no floor": (floor_faults, "ww_opt.attic", "", "add it to FLOORS"),
+    "upwards": (floor_faults, "ww_opt.search.space", "from ww_opt.study.study import Study", "stands above"),
+    "neighbour": (floor_faults, "ww_opt.reporting.terminal", "import ww_opt.tracking.mlflow", "its neighbour"),
+    "in a function": (floor_faults, "ww_opt.search.records", "def f():\n    import ww_opt.study.study", "stands above"),
+    "by name": (floor_faults, "ww_opt.search.records", "importlib.import_module('ww_opt.cli.main')", "stands above"),
+    "relative": (floor_faults, "ww_opt.spectral.measuring.fits", "from ...search.records import Look", "stands above"),
+    "relative, by name": (floor_faults, "ww_opt.search.space", "import_module('..cli.run', __name__)", "stands above"),
+    "for its type": (floor_faults, "ww_opt.search.space", "if TYPE_CHECKING:\n  import ww_opt.cli.run", "stands above"),
+    "through the window": (floor_faults, "ww_opt.cli", "from ww_opt import Task", "the file itself"),
+    "whole package": (floor_faults, "ww_opt.cli", "import ww_opt", "the file itself"),
+    "inside the instrument": (
+        floor_faults, "ww_opt.spectral.reading.weights", "import ww_opt.spectral.measuring.fits", "stands above"
+    ),
+    "whole folder": (floor_faults, "ww_opt.cli.run", "import ww_opt.study", "the file itself"),
+    "no floor": (floor_faults, "ww_opt.attic", "", "a folder of FLOORS"),
     "eager window": (window_faults, "ww_opt", "from ww_opt.cli import main", "at once"),
     "eager relative window": (window_faults, "ww_opt.spectral", "from .fits import fit", "at once"),
-    "host": (never_faults, "ww_opt.spectral.fits", "import optuna.trial", "outlives the host"),
+    "host": (never_faults, "ww_opt.spectral.measuring.fits", "import optuna.trial", "outlives the host"),
     "training": (never_faults, "ww_opt.spectral.scores", "from ww_opt import training", "how it was trained"),
-    "judge": (never_faults, "ww_opt.space", "from ww_opt.spectral import score", "how we judge"),
-    "mlflow": (never_faults, "ww_opt.study", "def f():\n    import mlflow", "slow to import"),
+    "judge": (never_faults, "ww_opt.search.space", "from ww_opt.spectral import score", "how we judge"),
+    "mlflow": (never_faults, "ww_opt.study.study", "def f():\n    import mlflow", "slow to import"),
     "mlflow in a study": (never_faults, "studies.digits", "import mlflow", "slow to import"),
-    "record": (never_faults, "ww_opt.records", "from torch import nn", "no model is"),
-    "pruner": (never_faults, "ww_opt.pruner", "from ww_opt.objective import report", "record alone"),
-    "sampler": (never_faults, "ww_opt.sampler", "import ww_opt.spectral.fits", "reads records"),
+    "record": (never_faults, "ww_opt.search.records", "from torch import nn", "no model is"),
+    "pruner": (never_faults, "ww_opt.search.pruner", "from ww_opt.search.objective import report", "record alone"),
+    "sampler": (never_faults, "ww_opt.search.sampler", "import ww_opt.spectral.measuring.fits", "reads records"),
     "uses": (never_faults, "ww_opt.cli", "__import__('studies.digits')", "its uses"),
-    "drawing": (never_faults, "ww_opt.tracking", "import matplotlib.pyplot as plt", "draws nothing"),
+    "drawing": (never_faults, "ww_opt.tracking.mlflow", "import matplotlib.pyplot as plt", "draws nothing"),
     "question": (never_faults, "objectives.digits", "from studies import digits", "which question"),
     "tests": (never_faults, "objectives.digits", "import tests.contracts", "its tests"),
     "empty name": (name_faults, "ww_opt.spectral._utils", "", "says nothing"),
-    "lines": (length_faults, "ww_opt.study", "\n" * 301, "301 lines"),
-    "methods": (method_faults, "ww_opt.study", NINE_METHODS, "9 methods"),
-    "arguments": (argument_faults, "ww_opt.study", f"def f({SEVEN}): ...", "7 arguments"),
+    "lines": (length_faults, "ww_opt.study.study", "\n" * 301, "301 lines"),
+    "methods": (method_faults, "ww_opt.study.study", NINE_METHODS, "9 methods"),
+    "arguments": (argument_faults, "ww_opt.study.study", f"def f({SEVEN}): ...", "7 arguments"),
     "untyped": (argument_faults, "ww_opt.cli", "class C:\n def f(self, a, *, b: int, **c): ...", "['a', 'c']"),
 }  # fmt: skip
 
@@ -108,15 +127,17 @@ def test_what_breaks_a_rule_is_told(rule: Rule, module: str, source: str, messag
 
 
 ALLOWED = {
-    "downwards": (floor_faults, "ww_opt.records", "from ww_opt.spectral.diagnostics import LayerDiagnostics"),
-    "to the left": (floor_faults, "ww_opt.tracking", "from ww_opt import objective"),
+    "downwards": (floor_faults, "ww_opt.search.records", "from ww_opt.spectral.diagnostics import LayerDiagnostics"),
+    "inside a folder": (floor_faults, "ww_opt.search.objective", "from ww_opt.search import space"),
+    "neighbour that is known": (floor_faults, "ww_opt.tracking.mlflow", "from ww_opt.reporting import summary"),
+    "floor of the instrument": (floor_faults, "ww_opt.spectral.scores", "from ww_opt.spectral.rows import Diagnosis"),
     "version": (floor_faults, "ww_opt.cli", "from ww_opt import __version__"),
     "lazy window": (window_faults, "ww_opt", "def __getattr__(name): import_module('ww_opt.cli')"),
     "typed window": (window_faults, "ww_opt", "if TYPE_CHECKING:\n    from ww_opt.cli import main"),
-    "type of a figure": (never_faults, "ww_opt.study", "if TYPE_CHECKING:\n    from matplotlib.figure import Figure"),
-    "tracking": (never_faults, "ww_opt.tracking", "from mlflow import MlflowClient"),
-    "similar name": (never_faults, "ww_opt.study", "import mlflow_export"),
-    "properties": (method_faults, "ww_opt.study", NINE_PROPERTIES),
+    "type of a figure": (never_faults, "ww_opt.study.study", "if TYPE_CHECKING:\n    import matplotlib.figure"),
+    "tracking": (never_faults, "ww_opt.tracking.mlflow", "from mlflow import MlflowClient"),
+    "similar name": (never_faults, "ww_opt.study.study", "import mlflow_export"),
+    "properties": (method_faults, "ww_opt.study.study", NINE_PROPERTIES),
     "command": (argument_faults, "ww_opt.cli", f"@main.command()\ndef run({SEVEN}): ..."),
 }  # fmt: skip
 
@@ -130,10 +151,10 @@ def test_what_is_allowed_is_not_told(rule: Rule, module: str, source: str) -> No
 LIGHT = {
     "import ww_opt": ("torch", "mlflow", "matplotlib", "powerlaw", "optuna"),
     "import ww_opt.spectral": ("torch", "mlflow", "matplotlib", "powerlaw", "optuna"),
-    "import ww_opt.records": ("torch", "mlflow", "matplotlib"),
-    "import ww_opt.pruner": ("torch", "mlflow", "matplotlib"),
-    "import ww_opt.objective": ("mlflow", "matplotlib"),
-    "import ww_opt.cli": ("torch", "mlflow", "matplotlib"),
+    "import ww_opt.search.records": ("torch", "mlflow", "matplotlib"),
+    "import ww_opt.search.pruner": ("torch", "mlflow", "matplotlib"),
+    "import ww_opt.search.objective": ("mlflow", "matplotlib"),
+    "import ww_opt.cli.main": ("torch", "mlflow", "matplotlib"),
 }
 
 

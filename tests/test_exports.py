@@ -58,8 +58,7 @@ def faults(module: ModuleType) -> list[str]:
     ]
 
 
-# the command line is a program; it exports nothing
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "ww_opt.cli"])
+@pytest.mark.parametrize("name", MODULES)
 def test_all_is_true(name: str) -> None:
     assert faults(import_module(name)) == []
 

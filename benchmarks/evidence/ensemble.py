@@ -1,4 +1,4 @@
-"""Train many configurations of one task at once: the steps of ``ww_opt.training.train``, several times faster.
+"""Train many configurations of one task at once: the steps of ``ww_opt.training.run.train``, several times faster.
 
 Small models spend most of a step on calls, not on arithmetic. Here one call serves all configurations: their weights
 are stacked and the forward pass is mapped over the stack. The optimizers are torch's own.
@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state
 
-from ww_opt.layerwise import Label, LayerSettings, apply_dropout, by_layer, parameter_groups
-from ww_opt.training import Task
+from ww_opt.training.layerwise import Label, LayerSettings, apply_dropout, by_layer, parameter_groups
+from ww_opt.training.run import Task
 
 __all__ = ["Ensemble", "Look", "Settings"]
 
@@ -41,7 +41,7 @@ class _Dropout(nn.Module):
 
 @dataclass(frozen=True)
 class Look:
-    """The state after ``step`` steps; losses as in ``ww_opt.training.Checkpoint``, one per configuration, ``[k]``."""
+    """The state after ``step`` steps; losses as in ``training.run.Checkpoint``, one per configuration, ``[k]``."""
 
     step: int
     train_loss: torch.Tensor

@@ -19,10 +19,10 @@ import torch
 
 from benchmarks.evidence.kept import DATA, Record
 from benchmarks.evidence.tasks import CASES
-from ww_opt.layerwise import LayerSettings, layers, parameter_groups
 from ww_opt.spectral import Finding, diagnose
 from ww_opt.spectral.scores import judged
-from ww_opt.training import train
+from ww_opt.training.layerwise import LayerSettings, layers, parameter_groups
+from ww_opt.training.run import train
 
 __all__ = ["ALARMS", "FAULTS", "HEALTHY", "Planted", "named", "plant", "plant_all", "read_faults", "table", "units"]
 

@@ -21,9 +21,9 @@ from torch import nn
 from benchmarks.evidence.ensemble import Ensemble, Look
 from benchmarks.evidence.kept import Record, columns, rounded
 from benchmarks.evidence.tasks import LOOKS, Case, Configuration
-from ww_opt.late_entry import LateEntry
 from ww_opt.spectral.diagnostics import diagnose
-from ww_opt.training import Task
+from ww_opt.training.late_entry import LateEntry
+from ww_opt.training.run import Task
 
 __all__ = ["Run", "Unit", "all_examples", "diagnosed", "unused_examples", "weights_path"]
 

@@ -24,7 +24,8 @@ from benchmarks.evidence.kept import DATA, Record, rounded
 from benchmarks.evidence.run import all_examples, unused_examples
 from benchmarks.evidence.tasks import CASES, Case
 from objectives._classification import accuracy
-from ww_opt import SpectralObjective, Task, records
+from ww_opt import SpectralObjective, Task
+from ww_opt.search import records
 
 __all__ = [
     "LONG",

@@ -19,7 +19,7 @@ from benchmarks.evidence.search import METHODS, Search, read_searches, search_al
 from benchmarks.evidence.tables import incumbents, searched
 from benchmarks.evidence.tasks import CASES
 from tests.benchmarks.test_evidence import TINY
-from ww_opt.layerwise import LayerSettings
+from ww_opt.training.layerwise import LayerSettings
 
 
 @pytest.fixture

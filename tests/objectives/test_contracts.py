@@ -17,9 +17,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from torch import nn
 
 import objectives
-from ww_opt.layerwise import apply_dropout, labelled, parameter_groups
-from ww_opt.space import LayerwiseSpace
-from ww_opt.training import Task, train
+from ww_opt.search.space import LayerwiseSpace
+from ww_opt.training.layerwise import apply_dropout, labelled, parameter_groups
+from ww_opt.training.run import Task, train
 
 FOLDER = Path(objectives.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
@@ -76,7 +76,7 @@ def imported() -> dict[str, list[str]]:
     """Modules that importing each objective loads beyond what `ww_opt` itself does, in a fresh interpreter."""
     code = (
         "import importlib, json, sys\n"
-        "import ww_opt.space, ww_opt.training\n"
+        "import ww_opt.search.space, ww_opt.training.run\n"
         "result = {}\n"
         "for name in sys.argv[1:]:\n"
         "    before = set(sys.modules)\n"

@@ -13,8 +13,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 import studies
-from ww_opt import Study, records
-from ww_opt.references import load_study
+from ww_opt import Study
+from ww_opt.search import records
+from ww_opt.study.references import load_study
 
 FOLDER = Path(studies.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))

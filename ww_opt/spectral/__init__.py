@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from ww_opt.spectral.diagnostics import diagnose as diagnose
     from ww_opt.spectral.findings import Finding as Finding
     from ww_opt.spectral.findings import Status as Status
-    from ww_opt.spectral.fits import PowerLawFit as PowerLawFit
-    from ww_opt.spectral.fits import fit_power_law as fit_power_law
+    from ww_opt.spectral.measuring.fits import PowerLawFit as PowerLawFit
+    from ww_opt.spectral.measuring.fits import fit_power_law as fit_power_law
     from ww_opt.spectral.rows import Diagnosis as Diagnosis
     from ww_opt.spectral.rows import LayerDiagnostics as LayerDiagnostics
     from ww_opt.spectral.scores import SCORES as SCORES
@@ -19,12 +19,12 @@ _HOME = {
     "Diagnosis": "rows",
     "Finding": "findings",
     "LayerDiagnostics": "rows",
-    "PowerLawFit": "fits",
+    "PowerLawFit": "measuring.fits",
     "SCORES": "scores",
     "Score": "scores",
     "Status": "findings",
     "diagnose": "diagnostics",
-    "fit_power_law": "fits",
+    "fit_power_law": "measuring.fits",
     "score": "scores",
 }
 

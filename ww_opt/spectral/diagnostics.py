@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from ww_opt.spectral.findings import NARROW, Finding, Status
-from ww_opt.spectral.fits import PowerLawFit, fit_power_laws
-from ww_opt.spectral.measure import Measured, Options, measure
+from ww_opt.spectral.measuring.fits import PowerLawFit, fit_power_laws
+from ww_opt.spectral.measuring.measure import Measured, Options, measure
+from ww_opt.spectral.measuring.schedule import Memory, fingerprint, in_batches, in_parallel, n_bytes
+from ww_opt.spectral.measuring.spectra import release
+from ww_opt.spectral.measuring.weightwatcher import frame_columns
+from ww_opt.spectral.reading.weights import LayerWeight, Source, named_weights
 from ww_opt.spectral.rows import Convention, Diagnosis, LayerDiagnostics
-from ww_opt.spectral.schedule import Memory, fingerprint, in_batches, in_parallel, n_bytes
-from ww_opt.spectral.spectra import release
-from ww_opt.spectral.weights import LayerWeight, Source, named_weights
-from ww_opt.spectral.weightwatcher import frame_columns
 
 __all__ = ["COLLAPSED", "diagnose"]
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from ww_opt.spectral.diagnostics import COLLAPSED, diagnose
 from ww_opt.spectral.findings import NARROW
+from ww_opt.spectral.reading.weights import Source
 from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
-from ww_opt.spectral.weights import Source
 
 Direction = Literal["minimize", "maximize"]
 Rows = Sequence[LayerDiagnostics]
@@ -58,7 +58,7 @@ class Score:
             diagnosis: rows, as from :func:`ww_opt.spectral.diagnose`.
             train_loss: mean training loss, in the loss's own unit; only used by guarded scores.
             first_loss: the same before training, which is what chance gives; sets the guard's floor.
-            late_loss: as from :func:`ww_opt.late_entry.late_loss`; then the score counts for ``LATE_SHARE`` beside it.
+            late_loss: as from :func:`ww_opt.late_loss`; then the score counts for ``LATE_SHARE`` beside it.
 
         Raises:
             ValueError: the score is guarded and ``train_loss`` is missing.

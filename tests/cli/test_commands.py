@@ -1,0 +1,501 @@
+"""The command as users and scripts meet it: output, exit codes, and one line for bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import ww_opt
+from ww_opt.cli import main as cli
+from ww_opt.reporting import terminal
+from ww_opt.search import records
+from ww_opt.spectral import diagnose
+
+ROOT = Path(ww_opt.__file__).parents[1]
+TINY = str(ROOT / "tests" / "tiny.py")
+COMMAND = [sys.executable, "-c", "from ww_opt.cli.main import main; main()"]
+COLUMNS = {
+    "name", "kind", "N", "M", "Q", "alpha", "xmin", "xmax", "D", "sigma", "n_tail", "spikes", "traps", "stable_rank",
+    "rank_loss", "finding",
+}  # fmt: skip
+
+STUDY_HEAD = """
+from dataclasses import replace
+from pathlib import Path
+import time
+from tests import tiny
+HERE = Path(__file__).parent
+def study(**changes):
+    task = replace(tiny.TASK, **changes)
+    return replace(tiny.STUDY, objective=replace(tiny.OBJECTIVE, task=task, n_steps=2, interval_steps=2))
+"""
+INTERRUPTED_ONCE = (
+    STUDY_HEAD
+    + """
+def loss(model, batch):
+    if list(HERE.rglob("trial-00000.pt")) and not (HERE / "reached").exists():
+        (HERE / "reached").touch()
+        time.sleep(60)
+    return tiny.loss(model, batch)
+STUDY = study(loss=loss)
+"""
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+class Runner:
+    """Calls the command in this process, from an empty folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object) -> Answer:
+        self._monkeypatch.setattr(sys, "argv", ["ww-opt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = self._capsys.readouterr()
+        return Answer(int(stop.value.code or 0), captured.out, captured.err)
+
+    def study(self, text: str) -> Path:
+        path = self.folder / "own_study.py"
+        path.write_text(STUDY_HEAD + text)
+        return path
+
+    def host(self, name: str = "tiny") -> optuna.Study:
+        return optuna.load_study(study_name=name, storage=f"sqlite:///{self.folder / 'runs' / 'studies.db'}")
+
+
+@pytest.fixture
+def ww(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Runner]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before, verbosity = signal.getsignal(signal.SIGTERM), optuna.logging.get_verbosity()
+    yield Runner(tmp_path, monkeypatch, capsys)
+    signal.signal(signal.SIGTERM, before)
+    optuna.logging.set_verbosity(verbosity)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "model.pt"
+    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.Linear(48, 3))
+    with torch.no_grad():
+        list(model.parameters())[2][0, 0] = torch.nan
+    torch.save(model.state_dict(), path)
+    return path
+
+
+class TestHelp:
+    def test_no_argument_prints_it(self, ww: Runner) -> None:
+        answer = ww()
+        assert answer == ww("--help")
+        assert answer.code == 0
+        for word in ("without a test set", "ww-opt run studies/digits.py", "ww-opt analyze model.pt", "Exit codes: 0"):
+            assert word in answer.out
+
+    @pytest.mark.parametrize("command", ["run", "analyze"])
+    def test_every_option_is_explained(self, ww: Runner, command: str) -> None:
+        for parameter in cli.cli.commands[command].params:
+            assert parameter.param_type_name == "argument" or getattr(parameter, "help", None)
+        assert ww(command, "-h").code == 0
+
+    def test_it_answers_without_loading_what_is_slow(self) -> None:
+        code = (
+            "import sys\nfrom ww_opt.cli.main import main\n"
+            "try:\n    main()\nfinally:\n"
+            "    slow = {'torch', 'optuna', 'mlflow', 'numpy', 'scipy', 'pandas', 'matplotlib', 'tqdm'}\n"
+            "    print('loaded', sorted(slow & set(sys.modules)))"
+        )
+        for arguments in (["--help"], ["run", "--help"], ["analyze", "--help"], ["--version"]):
+            run = subprocess.run(
+                [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+            )
+            assert run.stdout.endswith("loaded []\n")
+
+    def test_version(self, ww: Runner) -> None:
+        assert ww("--version").out == f"ww-opt, version {ww_opt.__version__}\n"
+
+
+class TestBadInput:
+    """One line on stderr that says what is wrong, exit code 2, no traceback, and nothing written."""
+
+    @staticmethod
+    def check(answer: Answer, message: str) -> None:
+        assert answer.code == 2
+        assert answer.out == ""
+        assert answer.err.startswith("Error: ")
+        assert answer.err.count("\n") == 1
+        assert message in answer.err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["none.py"], "none.py"),
+            (["no.such.module"], "no.such.module"),
+            (["notes.txt"], "notes.txt"),
+            (["syntax.py"], "SyntaxError"),
+            (["empty.py"], "'STUDY'"),
+            (["three.py"], "int"),
+            (["score.py"], "but got 'best'"),
+            ([], "STUDY"),
+            ([TINY, "--n-trials", "-3"], "n_trials=-3"),
+            ([TINY, "--n-trials", "0"], "n_trials=0"),
+            ([TINY, "--n-trials", "many"], "--n-trials"),
+            ([TINY, "--workers", "0"], "workers=0"),
+            ([TINY, "--seed", "-1"], "seed=-1"),
+            ([TINY, "--timeout", "0"], "timeout=0"),
+            ([TINY, "--study-name", "a/b"], "'a/b'"),
+            ([TINY, "--storage", "foo://x"], "--storage"),
+            ([TINY, "--storage", "sqlite:///missing/folder/x.db"], "--storage"),
+            ([TINY, "--storage", "missing/x.journal"], "--storage"),
+            ([TINY, "--tracking-uri", "foo://bar"], "foo://bar"),
+            ([TINY, "--directory", "notes.txt"], "notes.txt"),
+            ([TINY, "--no-such-option"], "--no-such-option"),
+        ],
+    )
+    def test_run(self, ww: Runner, arguments: list[str], message: str) -> None:
+        Path("notes.txt").write_text("hello")
+        Path("syntax.py").write_text("x = (")
+        Path("empty.py").write_text("")
+        Path("three.py").write_text("STUDY = 3")
+        Path("score.py").write_text(
+            "from tests import tiny\nfrom ww_opt import *\n"
+            "STUDY = Study(name='s', objective=SpectralObjective(tiny.TASK, tiny.SPACE, 9, score='best'))"
+        )
+        self.check(ww("run", *arguments, *([] if "--tracking-uri" in arguments else ["--no-mlflow"])), message)
+        assert not list(ww.folder.rglob("*.db"))
+
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            ("none.pt", "none.pt"),
+            ("garbage.pt", "garbage.pt"),
+            ("notes.txt", "notes.txt"),
+            ("folder", "folder"),
+            ("empty.pt", "empty.pt"),
+            ("models.py:without_weights", "ReLU"),
+            ("models.py:five", "int"),
+            ("models.py:FIVE", "'models.py:FIVE' is a int"),
+            ("models.py:nothing", "'nothing'"),
+            ("none.py:model", "none.py"),
+            ("no.module:model", "no.module"),
+            ("models.py", "models.py:NAME"),
+        ],
+    )
+    def test_analyze(self, ww: Runner, source: str, message: str) -> None:
+        Path("garbage.pt").write_bytes(bytes(range(256)) * 8)
+        Path("notes.txt").write_text("hello")
+        Path("folder").mkdir()
+        torch.save({}, "empty.pt")
+        Path("models.py").write_text("from torch.nn import ReLU as without_weights\nFIVE = 5\ndef five(): return 5")
+        self.check(ww("analyze", source), message)
+
+    def test_command(self, ww: Runner, checkpoint: Path) -> None:
+        self.check(ww("frobnicate"), "frobnicate")
+        self.check(ww("--frobnicate"), "--frobnicate")
+        self.check(ww("analyze", checkpoint, "--json", "--csv"), "--json")
+
+    def test_another_direction_in_the_storage(self, ww: Runner) -> None:
+        assert ww("run", TINY, "--n-trials", 1, "--no-mlflow").code == 0
+        other = ww.study("STUDY = replace(tiny.STUDY, objective=replace(tiny.OBJECTIVE, score='spike_share'))")
+        self.check(ww("run", other, "--no-mlflow"), "--study-name")
+
+    def test_found_out_in_a_trial(self, ww: Runner) -> None:
+        path = ww.study("def narrow(): return tiny.nn.Linear(40, 3)\nSTUDY = study(build_model=narrow)")
+        answer = ww("run", path, "--no-mlflow")
+        assert answer.code == 2
+        assert "Traceback" not in answer.err
+        assert "Error: A score needs a hidden weight matrix at least 32 wide" in answer.err
+
+
+class TestRun:
+    def test_from_start_to_end_with_mlflow(self, ww: Runner) -> None:
+        answer = ww("run", TINY)
+        assert answer.code == 0
+        lines = answer.err.splitlines()
+        assert [line.partition(",")[0] for line in lines] == [
+            *("tiny 1/3", "tiny 2/3", "tiny 3/3"),
+            "Training the pick 2 times more",
+        ], "and no other noise"
+        assert "left, trial 2 0." in lines[2]
+        assert "best 0." in lines[2]
+        assert "pruned 0" in lines[2]
+        pick = ww.host().best_trial
+        assert f"The pick: trial {pick.number}, score {pick.value:.4g}" in answer.out
+        for label, own in records.read(pick, "settings").items():
+            assert any(line.split()[:2] == [label, f"{own['lr']:.4g}"] for line in answer.out.splitlines())
+        assert "48x40" in answer.out
+        assert "3 trials completed, 0 pruned, 0 failed; pruning saved 0% of the epochs." in answer.out
+        for row in ("the pick", "the best trial", "the median trial"):
+            assert row in answer.out
+        assert f"runs/tiny/trial-{pick.number:05d}.pt" in answer.out
+        database = ww.folder / "runs" / "mlflow.db"
+        assert database.is_file()
+        assert f"mlflow ui --backend-store-uri sqlite:///{database}" in answer.out
+
+    def test_the_same_command_goes_on_to_the_trials_in_all(self, ww: Runner) -> None:
+        assert ww("run", TINY, "--no-mlflow", "--n-trials", 2).code == 0
+        answer = ww("run", TINY, "--no-mlflow", "--n-trials", 3)
+        assert answer.code == 0
+        assert answer.err.startswith("Study 'tiny' has 2 of 3 trials already; going on from there.\ntiny 3/3")
+        again = ww("run", TINY, "--no-mlflow", "--n-trials", 3)
+        assert "nothing" not in again.err
+        assert again.out == answer.out
+        assert len(ww.host().trials) == 3
+
+    def test_options_reach_the_study(self, ww: Runner) -> None:
+        def run(name: str, seed: int) -> list[dict[str, float]]:
+            storage = ww.folder / "own.journal"
+            options = ["--study-name", name, "--seed", seed, "--n-trials", 1, "--storage", storage, "--directory", "d"]
+            assert ww("run", TINY, "--no-mlflow", *options).code == 0
+            assert (ww.folder / "d" / name / "trial-00000.pt").is_file()
+            backend = optuna.storages.journal.JournalFileBackend(str(storage))
+            host = optuna.load_study(study_name=name, storage=optuna.storages.JournalStorage(backend))
+            return [trial.params for trial in host.trials]
+
+        assert run("a", 1) == run("b", 1)
+        assert run("c", 2) != run("d", 1)
+        assert not (ww.folder / "runs").exists()
+
+    def test_a_timeout_ends_it(self, ww: Runner) -> None:
+        answer = ww("run", TINY, "--no-mlflow", "--timeout", "1e-9")
+        assert answer.code == 3
+        assert "0 trials completed" in answer.out
+
+    def test_nothing_completed_is_3_and_says_why(self, ww: Runner) -> None:
+        path = ww.study("STUDY = study(loss=lambda model, batch: tiny.loss(model, batch) * float('nan'))")
+        answer = ww("run", path, "--no-mlflow")
+        assert answer.code == 3
+        assert "0 trials completed, 3 pruned, 0 failed" in answer.out
+        assert "the training loss became nan at step 2" in answer.out
+
+    def test_an_error_of_the_users_own_is_1_with_its_traceback_and_on_record(self, ww: Runner) -> None:
+        path = ww.study("def loss(model, batch):\n    raise ValueError('mine')\nSTUDY = study(loss=loss)")
+        answer = ww("run", path, "--no-mlflow")
+        assert answer.code == 1
+        assert "raise ValueError('mine')" in answer.err
+        assert answer.err.count("Traceback") == 1
+        assert f"ww-opt run {path}" in answer.err
+        (trial,) = ww.host().trials
+        assert trial.state.name == "FAIL"
+        assert records.reason(trial) == "ValueError: mine"
+
+    def test_the_test_set_is_opened_at_the_end_alone(self, ww: Runner) -> None:
+        text = """
+def evaluate(model):
+    with open(HERE / "calls", "a") as file:
+        file.write(f"{len(list(HERE.rglob('trial-*.pt')))}\\n")
+    return 0.5
+STUDY = study(evaluate=evaluate)
+"""
+        assert ww("run", ww.study(text), "--no-mlflow").code == 0
+        assert (ww.folder / "calls").read_text() == "3\n3\n3\n", "once a completed trial, after the last"
+
+    def test_a_test_set_that_fails_costs_no_result(self, ww: Runner) -> None:
+        text = "def evaluate(model): raise RuntimeError('sealed')\nSTUDY = study(evaluate=evaluate)"
+        answer = ww("run", ww.study(text), "--no-mlflow")
+        assert answer.code == 1
+        assert "The pick: trial" in answer.out
+        assert "Weights of the pick" in answer.out
+        assert "RuntimeError: sealed" in answer.err
+        assert all(trial.state.name == "COMPLETE" for trial in ww.host().trials)
+
+    def test_only_the_best_weights_where_the_study_says_so(self, ww: Runner) -> None:
+        answer = ww("run", ww.study('STUDY = replace(tiny.STUDY, keep_weights="best")'), "--no-mlflow")
+        assert answer.code == 0
+        assert len(list(ww.folder.rglob("trial-*.pt"))) == 1
+        assert "the pick" in answer.out
+        assert "the median trial" not in answer.out
+
+
+def started(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Start the command on a study whose second trial waits for a signal, and wait until it does."""
+    (folder / "waiting.py").write_text(INTERRUPTED_ONCE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*COMMAND, "run", "waiting.py", "--no-mlflow", *options]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (folder / "reached").exists():
+        time.sleep(0.05)
+    return process
+
+
+class TestInterrupted:
+    @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+    def test_it_ends_cleanly_and_goes_on_with_what_was_interrupted(self, ww: Runner, number: signal.Signals) -> None:
+        process = started(ww.folder)
+        process.send_signal(number)
+        _, err = process.communicate()
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        assert "Stopped; what was done is recorded. To go on:" in err
+        assert "run waiting.py --no-mlflow" in err
+        assert [trial.state.name for trial in ww.host().trials] == ["COMPLETE", "FAIL", "WAITING"]
+        assert ww("run", "waiting.py", "--no-mlflow").code == 0
+        trials = ww.host().trials
+        assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+        assert trials[2].params == trials[1].params
+
+    @pytest.mark.slow
+    def test_with_workers_too(self, ww: Runner) -> None:
+        process = started(ww.folder, "--workers", "2", "--n-trials", "6")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        host = ww.host()
+        assert not [trial for trial in host.trials if trial.state.name == "RUNNING"]
+        interrupted = [trial for trial in host.trials if trial.state.name == "FAIL"]
+        waiting = [trial for trial in host.trials if trial.state.name == "WAITING"]
+        assert 1 <= len(interrupted) <= 2
+        assert {records.reason(trial) for trial in interrupted} == {"interrupted by the user"}
+        assert len(waiting) <= len(interrupted)
+
+
+class TestWorkers:
+    def test_they_share_the_budget_exactly(self, ww: Runner) -> None:
+        assert ww("run", TINY, "--no-mlflow", "--n-trials", 1).code == 0
+        answer = ww("run", TINY, "--no-mlflow", "--n-trials", 6, "--workers", 2)
+        assert answer.code == 0
+        assert [trial.state.name for trial in ww.host().trials] == ["COMPLETE"] * 6
+        bars = [line.partition(",")[0] for line in answer.err.splitlines() if line.startswith("tiny ")]
+        assert sorted(bars) == [f"tiny {i}/6" for i in range(2, 7)]
+        assert len(list(ww.folder.rglob("trial-*.pt"))) == 6
+
+    @pytest.mark.slow
+    def test_a_fault_in_one_ends_all(self, ww: Runner) -> None:
+        path = ww.study("def loss(model, batch):\n    raise ValueError('mine')\nSTUDY = study(loss=loss)")
+        answer = ww("run", path, "--no-mlflow", "--workers", 2, "--n-trials", 40)
+        assert answer.code == 1
+        assert answer.err.count("Traceback") == 1
+        assert "raise ValueError('mine')" in answer.err
+        assert 1 <= len(ww.host().trials) <= 2
+
+
+class TestAnalyze:
+    def test_what_could_not_be_read_has_its_reason_under_the_table(self, ww: Runner) -> None:
+        state = {"a.weight": torch.full((40, 40), float("nan")), "b.weight": torch.randn(40, 40)}
+        torch.save(state, "half.pt")
+        answer = ww("analyze", "half.pt")
+        assert answer.code == 0
+        row = next(line.split() for line in answer.out.splitlines() if line.startswith("a "))
+        assert row[2:7] == ["-"] * 5, "no count of what was not looked at"
+        assert "  a: not analysed: the weights contain NaN or infinity" in answer.out
+
+    def test_json(self, ww: Runner, checkpoint: Path) -> None:
+        answer = ww("analyze", checkpoint, "--json")
+        rows = json.loads(answer.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert answer.code == 0
+        assert [row["name"] for row in rows] == ["0", "2", "3"]
+        for row in rows:
+            assert set(row) >= COLUMNS
+        assert rows[0]["alpha"] == pytest.approx(diagnose(str(checkpoint)).rows[0].alpha)
+        assert rows[1]["alpha"] is None
+        assert "NaN" in rows[1]["finding"]
+
+    def test_csv(self, ww: Runner, checkpoint: Path) -> None:
+        frame = pd.read_csv(io.StringIO(ww("analyze", checkpoint, "--csv").out), dtype={"name": str})
+        assert list(frame["name"]) == ["0", "2", "3"]
+        assert set(frame.columns) >= COLUMNS
+
+    def test_table(self, ww: Runner, checkpoint: Path) -> None:
+        answer = ww("analyze", checkpoint)
+        assert answer.code == 0
+        assert " ".join(answer.out.split()[:9]) == "layer shape alpha D spikes traps rank loss finding"
+        for word in ("64x48", "not fitted", "default", "lower", "higher"):
+            assert word in answer.out
+
+    @pytest.mark.parametrize("source", ["tests.tiny:build_model", f"{TINY}:build_model"])
+    def test_a_function_that_builds_a_model(self, ww: Runner, source: str) -> None:
+        answer = ww("analyze", source)
+        assert answer.code == 0
+        assert "48x40" in answer.out
+
+    def test_a_function_that_fails_keeps_its_traceback(
+        self, tmp_path: Path, ww: Runner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Path("models.py").write_text("def model(): raise ValueError('mine')")
+        monkeypatch.setattr(sys, "argv", ["ww-opt", "analyze", "models.py:model"])
+        with pytest.raises(ValueError, match="mine"):
+            cli.main()
+
+
+class TestTerminal:
+    @pytest.mark.parametrize("columns", [80, 120])
+    def test_the_progress_line_fits_the_terminal_and_says_it_all(
+        self, monkeypatch: pytest.MonkeyPatch, columns: int
+    ) -> None:
+        class Screen(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        screen = Screen()
+        monkeypatch.setattr(sys, "stderr", screen)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        host = optuna.create_study()
+        with terminal.Progress("digits", 40, n_done=10, n_pruned=9) as progress:
+            for state, values in (("COMPLETE", [-0.5]), ("PRUNED", None), ("FAIL", None)):
+                host.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState[state], values=values))
+                progress(host, host.trials[-1])
+        lines = screen.getvalue().rstrip("\n").split("\r")
+        assert max(map(len, lines)) <= columns
+        last = lines[-1]
+        for word in ("digits 13/40", "left", "trial 2 fail", "best -0.500 (trial 0)", "pruned 10"):
+            assert word in last
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [(None, "-"), (float("nan"), "-"), (0.0, "0"), (0.01234567, "0.01235"), (3e-7, "3.00e-07"), (2.5e6, "2.50e+06"),
+         (12, "12"), ("fc", "fc")],
+    )  # fmt: skip
+    def test_numbers_are_short(self, value: object, text: str) -> None:
+        assert terminal.number(value) == text
+
+    def test_long_lines_end_with_dots(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        lines = terminal.table(["layer", "finding"], [["fc", "long " * 40]]).splitlines()
+        assert [len(line) for line in lines] == [14, 80, 80]
+        assert lines[-1].endswith("...")
+
+    def test_a_password_is_not_shown(self) -> None:
+        text = terminal.mlflow_text("postgresql://me:secret@host/db")
+        assert "secret" not in text
+        assert "host/db" in text
+        assert terminal.mlflow_text("https://me:secret@host:5000") == "MLflow runs: https://***@host:5000"
+
+    def test_a_program_off_the_path_is_called_by_its_place(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in ("python", "mlflow"):
+            (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "bin" / name).touch(mode=0o755)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+        assert terminal.command_line("mlflow", "a b") == "bin/mlflow 'a b'"
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+        assert terminal.command_line("mlflow", "ui") == "mlflow ui"

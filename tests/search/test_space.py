@@ -1,0 +1,132 @@
+"""What is suggested for which model, and what is refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FixedTrial
+from torch import nn
+
+from ww_opt.search.space import LayerwiseSpace
+from ww_opt.training.layerwise import LayerSettings, add_dropout, by_block, tied
+
+LR = FloatDistribution(1e-4, 1e-1, log=True)
+RATE = FloatDistribution(0.0, 0.5)
+
+
+def model() -> nn.Module:
+    return nn.ModuleDict(
+        {
+            "stem": nn.Linear(4, 4),
+            "blocks": nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0)), nn.Sequential(nn.Linear(4, 4))),
+        }
+    )
+
+
+def ask(space: LayerwiseSpace, net: nn.Module | None = None) -> tuple[dict[str, LayerSettings], optuna.Trial]:
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    return space.suggest(trial, net if net is not None else model()), trial
+
+
+class TestSuggest:
+    def test_every_layer_has_its_own_parameter(self) -> None:
+        settings, trial = ask(LayerwiseSpace(lr=LR))
+        assert list(trial.params) == ["lr/stem", "lr/blocks.0.0", "lr/blocks.1.0"]
+        assert settings == {name.removeprefix("lr/"): LayerSettings(lr=value) for name, value in trial.params.items()}
+        assert set(trial.distributions.values()) == {LR}
+
+    def test_what_is_listed_is_what_is_suggested(self) -> None:
+        space = LayerwiseSpace(lr=LR, weight_decay=1e-4, dropout=RATE, momentum=FloatDistribution(0.5, 0.9, step=0.1))
+        _, trial = ask(space)
+        assert space.parameters(model()) == trial.distributions
+        assert list(space.parameters(model())) == list(trial.params)
+
+    def test_dropout_is_suggested_only_where_there_is_one(self) -> None:
+        settings, trial = ask(LayerwiseSpace(lr=0.1, dropout=RATE))
+        assert list(trial.params) == ["dropout/blocks.0.0"]
+        assert settings["stem"] == LayerSettings(lr=0.1)
+
+    def test_dropout_on_a_model_without_any_is_refused(self) -> None:
+        net = nn.Sequential(nn.Linear(2, 2))
+        for choice in (RATE, 0.5):
+            with pytest.raises(ValueError, match="the model has no dropout module"):
+                ask(LayerwiseSpace(dropout=choice), net)
+        settings, _ = ask(LayerwiseSpace(dropout=RATE), add_dropout(net, ["0"]))
+        assert settings["0"].dropout is not None
+
+    @pytest.mark.parametrize(
+        ("label", "names"),
+        [(tied, ["all"]), (by_block(), ["stem", "blocks.0", "blocks.1"]), (by_block(2), ["stem", "blocks"])],
+    )
+    def test_labels_share_parameters(self, label: Any, names: list[str]) -> None:
+        settings, trial = ask(LayerwiseSpace(lr=LR, label=label))
+        assert list(settings) == names
+        assert list(trial.params) == [f"lr/{name}" for name in names]
+
+    def test_a_constant_is_no_parameter(self) -> None:
+        settings, trial = ask(LayerwiseSpace(lr=0.1, weight_decay=0, momentum=0.9))
+        assert trial.params == {}
+        assert set(settings.values()) == {LayerSettings(lr=0.1, weight_decay=0.0, momentum=0.9)}
+
+    def test_a_distribution_of_a_single_value_is_a_constant(self) -> None:
+        space = LayerwiseSpace(lr=FloatDistribution(0.25, 0.25))
+        settings, trial = ask(space)
+        assert trial.params == space.parameters(model()) == {}
+        assert {own.lr for own in settings.values()} == {0.25}
+
+    def test_integers_are_suggested_as_such(self) -> None:
+        settings, trial = ask(LayerwiseSpace(lr=IntDistribution(1, 9), momentum=IntDistribution(0, 0), label=tied))
+        assert settings["all"] == LayerSettings(lr=trial.params["lr/all"], momentum=0)
+
+    def test_a_mapping_searches_some_layers_and_leaves_the_rest(self) -> None:
+        settings, trial = ask(LayerwiseSpace(lr={"stem": LR, "blocks.0.0": 0.5}))
+        assert list(trial.params) == ["lr/stem"]
+        assert settings["blocks.0.0"].lr == 0.5
+        assert settings["blocks.1.0"].lr is None
+
+    def test_a_fixed_trial_reproduces_settings(self) -> None:
+        params = {"lr/all": 0.01, "dropout/all": 0.25}
+        settings = LayerwiseSpace(lr=LR, dropout=RATE, label=tied).suggest(FixedTrial(params), model())
+        assert settings == {"all": LayerSettings(lr=0.01, dropout=0.25)}
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("kind", "choice", "words"),
+        [
+            ("lr", 0.0, r"`lr` must be > 0, but got 0\.0"),
+            ("lr", FloatDistribution(0.0, 1.0), r"`lr` must be > 0, but got \(0\.0, 1\.0\)"),
+            ("lr", float("nan"), "`lr` must be > 0, but got nan"),
+            ("lr", float("inf"), "`lr` must be > 0, but got inf"),
+            ("weight_decay", -1.0, r"`weight_decay` must be >= 0, but got -1\.0"),
+            ("dropout", 1.5, r"`dropout` must be in \[0, 1\], but got 1\.5"),
+            ("dropout", {"stem": FloatDistribution(0.0, 2.0)}, r"`dropout` must be in \[0, 1\]"),
+            ("momentum", 1.0, r"`momentum` must be in \[0, 1\), but got 1\.0"),
+        ],
+    )
+    def test_values_out_of_range_are_named(self, kind: str, choice: Any, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            LayerwiseSpace(**{kind: choice})
+
+    @pytest.mark.parametrize("choice", ["0.1", True, CategoricalDistribution([0.1, 0.2]), {"stem": "0.1"}])
+    def test_other_types_are_refused(self, choice: Any) -> None:
+        with pytest.raises(TypeError, match="`lr` must be a FloatDistribution"):
+            LayerwiseSpace(lr=choice)
+
+    @pytest.mark.parametrize("settings", [{}, {"lr": {}}])
+    def test_an_empty_space_is_refused(self, settings: Mapping[str, Any]) -> None:
+        with pytest.raises(ValueError, match="at least one setting"):
+            LayerwiseSpace(**settings)
+
+    @pytest.mark.parametrize("method", ["suggest", "parameters"])
+    def test_a_mapping_may_name_only_labels_of_the_model(self, method: str) -> None:
+        space = LayerwiseSpace(lr={"head": LR})
+        arguments = (FixedTrial({}), model()) if method == "suggest" else (model(),)
+        with pytest.raises(ValueError, match=r"but got \['head'\]; labels of the model: \['blocks\.0\.0'"):
+            getattr(space, method)(*arguments)
+
+    def test_dropout_may_name_only_labels_that_have_one(self) -> None:
+        with pytest.raises(ValueError, match=r"but got \['stem'\]; labels with one: \['blocks\.0\.0'\]"):
+            ask(LayerwiseSpace(dropout={"stem": RATE}))

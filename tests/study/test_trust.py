@@ -1,0 +1,120 @@
+"""What a study says of itself: how far its ranking can be trusted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from optuna.trial import FrozenTrial
+from torch import nn
+
+from tests import tiny
+from ww_opt import Study
+from ww_opt.search import records
+from ww_opt.study.closing import closing
+from ww_opt.study.study import open_study, run
+from ww_opt.study.trust import comparable, seed_noise, trust
+
+
+def ran(study: Study, directory: Path) -> optuna.Study:
+    host = open_study(study)
+    run(study, host, directory)
+    return host
+
+
+def wider() -> nn.Module:
+    return nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 3))
+
+
+class TestComparable:
+    def test_one_kind_is_ranked_whole(self, tmp_path: Path) -> None:
+        trials = ran(tiny.STUDY, tmp_path).trials
+        assert comparable(trials) == (trials, "")
+        assert comparable([]) == ([], "")
+
+    @pytest.mark.parametrize(
+        ("change", "word"),
+        [
+            ({"build_model": wider}, "architecture"),
+            ({"optimizer": partial(torch.optim.SGD, momentum=0.9)}, "optimizer"),
+        ],
+    )
+    def test_others_are_not_ranked_with_the_most(self, tmp_path: Path, change: dict[str, object], word: str) -> None:
+        host = ran(tiny.STUDY, tmp_path)
+        task = replace(tiny.TASK, **change)  # type: ignore[arg-type]
+        other = replace(tiny.STUDY, objective=replace(tiny.OBJECTIVE, task=task), n_trials=5)
+        run(other, host, tmp_path)
+        group, said = comparable(host.trials)
+        assert [trial.number for trial in group] == [0, 1, 2]
+        assert f"2 trials differ in {word} from the other 3" in said
+        assert ": 3, 4." in said
+        result = closing(tiny.STUDY, host)
+        assert result.pick is not None
+        assert result.pick.number in (0, 1, 2)
+        assert result.trust[0] == said
+
+
+class TestSeedNoise:
+    def test_is_measured_once(self, tmp_path: Path) -> None:
+        host = ran(tiny.STUDY, tmp_path)
+        n_trials = len(host.trials)
+        noise = seed_noise(tiny.STUDY, host, host.best_trial)
+        assert noise > 0
+        assert len(host.trials) == n_trials
+        broken = replace(tiny.STUDY, objective=replace(tiny.OBJECTIVE, n_steps=1, interval_steps=1))
+        assert seed_noise(broken, host, host.best_trial) == noise
+
+    def test_is_unknown_where_it_was_not_asked_for(self, tmp_path: Path) -> None:
+        study = replace(tiny.STUDY, n_repeats=0)
+        host = ran(study, tmp_path)
+        assert math.isnan(seed_noise(study, host, host.best_trial))
+        assert not any("seeds" in said for said in closing(study, host, repeat=True).trust)
+
+    def test_bad_number(self) -> None:
+        with pytest.raises(ValueError, match="n_repeats=-1"):
+            replace(tiny.STUDY, n_repeats=-1)
+
+
+def frozen(number: int, value: float) -> FrozenTrial:
+    trial = optuna.trial.create_trial(value=value)
+    trial.number = number
+    return trial
+
+
+def said(values: list[float], noise: float = math.nan, study: Study = tiny.STUDY) -> str:
+    trials = [frozen(number, value) for number, value in enumerate(values)]
+    return "\n".join(trust(study, trials, trials[0], noise))
+
+
+class TestTrust:
+    def test_few_trials(self) -> None:
+        assert "Only 3 trials completed" in said([0.1, 0.2, 0.3])
+        assert "Only 1 trial completed" in said([0.1])
+        assert "Only" not in said([0.1 * number for number in range(10)])
+
+    def test_spread_against_seeds(self) -> None:
+        values = [0.1 * number for number in range(12)]
+        assert "tells settings apart" in said(values, 0.05)
+        assert "little more than chance" in said(values, 0.3)
+        assert "same score" in said([0.5] * 12, 0.0)
+
+    def test_what_guards(self) -> None:
+        for guard, words in ((False, "weights alone"), (True, "training loss, which wrong labels mislead")):
+            study = replace(tiny.STUDY, objective=replace(tiny.OBJECTIVE, guard=guard))
+            assert words in said([0.1, 0.2], study=study)
+        other = replace(tiny.STUDY, objective=replace(tiny.OBJECTIVE, score="mean_alpha"))
+        assert "points of accuracy" not in said([0.1, 0.2], study=other)
+
+    def test_narrow_layers_and_a_perfect_fit(self, tmp_path: Path) -> None:
+        host = ran(tiny.STUDY, tmp_path)
+        pick = host.best_trial
+        assert "The widest layer is 48 wide" in "\n".join(trust(tiny.STUDY, [pick], pick))
+        for loss, is_perfect in ((0.5, False), (0.01, True)):
+            look = replace(records.looks(pick)[-1], train_loss=loss)
+            pick.user_attrs[f"ww_opt:look:{look.step}"] = records._to_json(records.asdict(look))
+            assert ("by heart" in "\n".join(trust(tiny.STUDY, [pick], pick))) == is_perfect

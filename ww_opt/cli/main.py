@@ -1,0 +1,67 @@
+"""The command ``ww-opt``: its subcommands, and how it ends.
+
+Exit codes: 0 done; 1 the user's own code failed; 2 bad input; 3 no trial completed; 130 interrupted.
+Heavy imports stand inside the commands: ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ww_opt import __version__
+from ww_opt.cli.analyze import analyze
+from ww_opt.cli.exit_codes import BAD_INPUT, INTERRUPTED
+from ww_opt.cli.run import run
+
+__all__ = ["cli", "main"]
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, invoke_without_command=True
+)
+@click.version_option(__version__, prog_name="ww-opt")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Tune neural networks without a test set.
+
+    Weight matrices that have learnt look different from random ones. ww-opt trains many short trials, reads the spectra
+    of their weights and searches for the settings of each layer that make them best; no validation data is used.
+
+    \b
+    ww-opt run studies/digits.py      search a study's space, log to MLflow, show what was found
+    ww-opt analyze model.pt           read the spectra of a checkpoint, layer by layer
+
+    \b
+    Exit codes: 0 done, 1 your own code failed, 2 bad input, 3 no trial completed, 130 interrupted.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for command in (run, analyze):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command; bad input ends in one line and exit code 2."""
+    try:
+        sys.exit(cli(standalone_mode=False) or 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    except (click.ClickException, OSError) as error:
+        _refuse(error.format_message() if isinstance(error, click.ClickException) else str(error))
+    except Exception as error:
+        from ww_opt.study.study import is_bad_input
+
+        if not is_bad_input(error):
+            raise
+        _refuse(str(error))
+
+
+def _refuse(message: str) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(BAD_INPUT)

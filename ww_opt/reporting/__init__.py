@@ -1,0 +1,3 @@
+"""What people read: tables, the closing words, figures."""
+
+__all__: list[str] = []

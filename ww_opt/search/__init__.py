@@ -1,0 +1,3 @@
+"""What is tried next and what a trial is worth: records, space, objective, pruner."""
+
+__all__: list[str] = []

@@ -1,0 +1,158 @@
+"""The per-layer search space: from a model and a trial to settings per label."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TypeAlias
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from torch import nn
+
+from ww_opt.training.layerwise import Label, Layer, LayerSettings, by_layer, labelled
+
+Single: TypeAlias = FloatDistribution | IntDistribution | float
+Choice: TypeAlias = Single | Mapping[str, Single] | None
+
+__all__ = ["Choice", "LayerwiseSpace"]
+
+_KINDS = tuple(field.name for field in fields(LayerSettings))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseSpace:
+    """Suggests learning rate, weight decay, momentum and dropout for every label of a model.
+
+    Each setting is a distribution (one parameter ``<setting>/<label>`` per label), a number (a constant: no
+    parameter), a mapping from label to either, or ``None`` (the optimizer's or the model's own value).
+
+    No dimension is dead: dropout is suggested only where the model has one, and a distribution that can take a
+    single value is a constant.
+
+    Args:
+        lr: learning rate, > 0.
+        weight_decay: >= 0; acts on weights of two or more dimensions, never on biases and norm parameters.
+        dropout: probability of dropping a unit, in [0, 1].
+        momentum: in [0, 1); SGD's momentum or Adam's first beta.
+        label: layer name -> label: ``by_layer`` (default), ``by_block()``, ``tied`` or your own function.
+
+    Raises:
+        TypeError: a setting is neither a distribution nor a number nor a mapping.
+        ValueError: a number or a bound is outside its range, or no setting is given.
+    """
+
+    lr: Choice = None
+    weight_decay: Choice = None
+    dropout: Choice = None
+    momentum: Choice = None
+    label: Label = by_layer
+
+    def __post_init__(self) -> None:
+        if all(getattr(self, kind) in (None, {}) for kind in _KINDS):
+            raise ValueError(
+                "A space needs at least one setting, but got none: give lr, weight_decay, dropout or momentum."
+            )
+        for kind in _KINDS:
+            choice = getattr(self, kind)
+            for value in choice.values() if isinstance(choice, Mapping) else (choice,):
+                _check(kind, value)
+
+    def parameters(self, model: nn.Module) -> dict[str, BaseDistribution]:
+        """List the search parameters for ``model``: name -> distribution, in the order in which they are suggested.
+
+        Raises:
+            ValueError: as in :meth:`suggest`.
+        """
+        return {
+            f"{kind}/{label}": choice
+            for label, members in self._groups(model).items()
+            for kind in _KINDS
+            if isinstance(choice := self._choice(kind, label, members), BaseDistribution) and not choice.single()
+        }
+
+    def suggest(self, trial: optuna.trial.BaseTrial, model: nn.Module) -> dict[str, LayerSettings]:
+        """Suggest settings for every label of ``model``.
+
+        Raises:
+            ValueError: a mapping names a label that the model lacks, or dropout is set where the model has none.
+        """
+        return {
+            label: LayerSettings(
+                **{kind: _value(trial, f"{kind}/{label}", self._choice(kind, label, members)) for kind in _KINDS}
+            )
+            for label, members in self._groups(model).items()
+        }
+
+    def _choice(self, kind: str, label: str, members: tuple[Layer, ...]) -> Single | None:
+        choice: Choice = getattr(self, kind)
+        if isinstance(choice, Mapping):
+            return choice.get(label)
+        if kind == "dropout" and not _has_dropout(members):
+            return None
+        return choice
+
+    def _groups(self, model: nn.Module) -> dict[str, tuple[Layer, ...]]:
+        """Group the layers by label, and check that every setting acts on something."""
+        groups = labelled(model, self.label)
+        for kind in _KINDS:
+            choice = getattr(self, kind)
+            if isinstance(choice, Mapping) and not set(choice) <= set(groups):
+                raise ValueError(
+                    f"`{kind}` may only name labels of the model, but got {sorted(choice)}; "
+                    f"labels of the model: {sorted(groups)}."
+                )
+        with_dropout = [label for label, members in groups.items() if _has_dropout(members)]
+        if isinstance(self.dropout, Mapping) and not set(self.dropout) <= set(with_dropout):
+            raise ValueError(
+                f"`dropout` may only name labels with a dropout module, but got {sorted(self.dropout)}; "
+                f"labels with one: {sorted(with_dropout)}."
+            )
+        if self.dropout is not None and not with_dropout:
+            raise ValueError(
+                "Dropout is in the space, but the model has no dropout module: add one, call "
+                "`ww_opt.add_dropout(model, names)` in `build_model`, or leave dropout out."
+            )
+        return groups
+
+
+def _has_dropout(members: tuple[Layer, ...]) -> bool:
+    return any(layer.dropouts for layer in members)
+
+
+def _value(trial: optuna.trial.BaseTrial, name: str, choice: Single | None) -> float | None:
+    if choice is None:
+        return None
+    if isinstance(choice, FloatDistribution):
+        if choice.single():
+            return choice.low
+        return trial.suggest_float(name, choice.low, choice.high, step=choice.step, log=choice.log)
+    if isinstance(choice, IntDistribution):
+        if choice.single():
+            return choice.low
+        return trial.suggest_int(name, choice.low, choice.high, step=choice.step, log=choice.log)
+    return float(choice)
+
+
+def _check(kind: str, choice: object) -> None:
+    if choice is None:
+        return
+    if isinstance(choice, FloatDistribution | IntDistribution):
+        low, high = float(choice.low), float(choice.high)
+    elif isinstance(choice, int | float) and not isinstance(choice, bool):
+        low = high = float(choice)
+    else:
+        raise TypeError(
+            f"`{kind}` must be a FloatDistribution, an IntDistribution, a number, a mapping from label to these, or "
+            f"None, but got {type(choice).__name__}."
+        )
+    ok, rule = {
+        "lr": (low > 0, "> 0"),
+        "weight_decay": (low >= 0, ">= 0"),
+        "dropout": (low >= 0 and high <= 1, "in [0, 1]"),
+        "momentum": (low >= 0 and high < 1, "in [0, 1)"),
+    }[kind]
+    if not ok or not math.isfinite(high):
+        shown = (low, high) if isinstance(choice, BaseDistribution) else low
+        raise ValueError(f"`{kind}` must be {rule}, but got {shown}.")

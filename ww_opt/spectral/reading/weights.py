@@ -1,0 +1,65 @@
+"""Model, state dict or checkpoint file -> named weight matrices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from ww_opt.spectral.reading.checkpoints import open_checkpoint
+from ww_opt.spectral.reading.matrices import LayerWeight
+from ww_opt.spectral.reading.modules import module_rows
+from ww_opt.spectral.reading.state_dicts import state_dict_in, state_rows
+
+Source: TypeAlias = "nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]"
+
+__all__ = ["LayerWeight", "Source", "named_weights"]
+
+
+def named_weights(source: Source) -> Iterator[LayerWeight]:
+    """List every weight of two or more dimensions, lazily and in module order: its matrices, or why there are none.
+
+    * Tied weights come once, at their first place; a note names the others.
+    * A parametrised or pruned weight (weight_norm, spectral_norm, ...) comes as the effective weight.
+    * A layer with LoRA gives its base weight, one product per adapter (``<name>.lora.<adapter>``) and the sum of them
+      (``<name>.merged``); the sum is left out for DoRA, where adapters are merged already, and in state dicts.
+    * Buffers are no weights; packed quantised weights are.
+
+    Reading changes nothing in the source and never runs a forward pass of the model. NaN and infinity are passed on.
+
+    Args:
+        source: a module; a mapping from names to tensors, or a checkpoint that holds one under ``state_dict``,
+            ``model`` or the like; or a path to a file of torch or safetensors, or to a folder of such shards.
+
+    Raises:
+        TypeError: the source is none of these.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint, or nothing in it, or in the model, has two or more dimensions (this
+            one is raised by the iterator).
+        ImportError: a safetensors file, and the package `safetensors` is not installed.
+    """
+    if isinstance(source, nn.Module):
+        return _at_least_one(module_rows(source), f"the model {type(source).__name__}")
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        return _at_least_one(state_rows(open_checkpoint(path), is_transient=True), f"the checkpoint {path}")
+    if isinstance(source, Mapping):
+        return _at_least_one(state_rows(state_dict_in(source, "the mapping")), "the mapping")
+    raise TypeError(
+        f"Weights are read from a torch module, a state dict or a path, but got {type(source).__name__}: "
+        "pass the model itself, `model.state_dict()` or the file it was saved to."
+    )
+
+
+def _at_least_one(found: Iterator[LayerWeight], what: str) -> Iterator[LayerWeight]:
+    is_empty = True
+    for row in found:
+        is_empty = False
+        yield row
+    if is_empty:
+        raise ValueError(
+            f"A diagnosis needs at least one weight of 2 or more dimensions, but {what} has none: pass what holds "
+            "the layers, such as the whole model or its state dict."
+        )

@@ -1,0 +1,3 @@
+"""What MLflow gets."""
+
+__all__: list[str] = []
