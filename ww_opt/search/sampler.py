@@ -1,0 +1,235 @@
+"""An Optuna sampler for settings per layer: it searches what all layers share first, and opens what sets them apart as
+the trials tell that it matters. Decides from the record alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.search_space import IntersectionSearchSpace
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import qmc
+
+from ww_opt.search.acquisition import propose
+from ww_opt.search.coordinates import Array, Coordinates, from_unit, kind_of
+from ww_opt.search.surrogate import Surrogate, fit_surrogate
+
+__all__ = ["LayerwiseSampler"]
+
+_PROPOSED = "ww_opt:proposed"
+_CHUNK = 1500  # characters of a system attribute, which databases keep in 2,048
+_SEEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
+_SAME = 1e-3
+"""Distance in the unit cube under which two points are taken for one."""
+_TAIL = 2.0
+"""Values worse than the median by more than this many times its distance from the best are cut to that: one trial that
+diverged would flatten all others."""
+
+
+class LayerwiseSampler(BaseSampler):
+    """Samples parameters named ``<kind>/<label>`` by what labels of a kind have in common.
+
+    Inside, a kind with many labels is four coordinates (all alike, rising or bending with depth, the last label apart) and
+    what each label does alone, under a Gaussian process whose prior says that labels agree; see
+    :mod:`ww_opt.search.surrogate`. The first trials differ in what all labels share and in nothing else. Parameters of
+    other names, numbers or categories, are searched beside them, so that it serves for any single-objective study.
+
+    Trials that were pruned count with the worse of their last value and what is believed of their settings; trials that
+    failed, or whose value is not finite, as a step worse than the worst. Running trials, of other processes too, count
+    with what is believed of them: workers do not propose one point twice. Constraints (``trial.set_constraint``) are
+    met with the probability that a second process gives. All is read from storage; nothing is remembered between calls.
+
+    Args:
+        seed: of the proposals. Workers need different ones, as :func:`ww_opt.study.study.open_study` gives them.
+        n_startup_trials: finished trials before the process is asked; default: 6 and 2 for each shared coordinate.
+
+    Raises:
+        ValueError: ``n_startup_trials`` is below 1, or, when asked, the study has several objectives.
+    """
+
+    def __init__(self, *, seed: int | None = None, n_startup_trials: int | None = None) -> None:
+        if n_startup_trials is not None and n_startup_trials < 1:
+            raise ValueError(f"`n_startup_trials >= 1` must hold, but got n_startup_trials={n_startup_trials}.")
+        self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self._n_startup_trials = n_startup_trials
+        self._independent = RandomSampler(seed=self._seed)
+        self._space = IntersectionSearchSpace(include_pruned=True)
+
+    def reseed_rng(self) -> None:
+        """Draw another stream: threads share a sampler."""
+        self._seed = int(np.random.SeedSequence().generate_state(1)[0])
+        self._independent.reseed_rng()
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        """Parameters that every finished trial had, with the same distribution, in the order of their suggestion."""
+        self._raise_error_if_multi_objective(study)
+        found = {name: own for name, own in self._space.calculate(study).items() if not own.single()}
+        # Optuna sorts them by name, where layer 10 comes before layer 2
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        order = next((list(own.distributions) for own in finished if found.keys() <= own.distributions.keys()), [])
+        return {name: found[name] for name in order if name in found}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Propose values for the whole space at once."""
+        if not search_space:
+            return {}
+        coordinates = Coordinates(search_space)
+        rng = np.random.default_rng([self._seed, trial.number])
+        known = _Known(study, trial, coordinates)
+        n_startup = self._n_startup_trials or 6 + 2 * coordinates.n_shared
+        if known.n_finished < n_startup:
+            point = coordinates.shared(self._spread(coordinates.n_shared, trial.number))[0]
+        else:
+            point = known.proposal(rng)
+        parameters = _distinct(coordinates, point, known.points, rng)
+        _share(study, trial, parameters)
+        return parameters
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Propose one value; in the first trials, of which no space is known yet, labels of a kind agree."""
+        self._raise_error_if_multi_objective(study)
+        kind = kind_of(param_name)
+        if not kind or isinstance(param_distribution, CategoricalDistribution) or param_distribution.single():
+            return self._independent.sample_independent(study, trial, param_name, param_distribution)
+        words = [self._seed, trial.number, *kind.encode()]
+        place = float(np.random.default_rng(words).random())
+        return from_unit(place, param_distribution)  # type: ignore[arg-type]
+
+    def _spread(self, n: int, number: int) -> Array:
+        """Point ``number`` of a sequence that fills the cube of ``n`` dimensions evenly; shape ``[1, n]``."""
+        if n > qmc.Sobol.MAXDIM:
+            return np.random.default_rng([self._seed, number]).random((1, n))
+        points: Array = qmc.Sobol(n, rng=np.random.default_rng(self._seed)).fast_forward(number).random(1)
+        return points
+
+
+class _Known:
+    """The trials of a study that have a point in the space, and what they say."""
+
+    def __init__(self, study: optuna.Study, trial: FrozenTrial, coordinates: Coordinates) -> None:
+        self._sign = 1.0 if study.direction is optuna.study.StudyDirection.MINIMIZE else -1.0
+        self._coordinates = coordinates
+        self._trials: list[FrozenTrial] = []
+        rows: list[Array] = []
+        for own in study.get_trials(deepcopy=False, states=_SEEN):
+            parameters = _parameters(own) if own.number != trial.number else {}
+            if _is_inside(coordinates, own, parameters):
+                self._trials.append(own)
+                rows.append(coordinates.encode(parameters))
+        self.points = np.array(rows).reshape(len(rows), coordinates.n)
+
+    @property
+    def n_finished(self) -> int:
+        """Trials that have ended."""
+        return sum(own.state.is_finished() for own in self._trials)
+
+    def proposal(self, rng: np.random.Generator) -> Array:
+        """The point to try next."""
+        states = np.array([own.state.value for own in self._trials])
+        complete = self._values((TrialState.COMPLETE,))
+        known = np.isfinite(complete)
+        if not known.any():
+            complete, known = self._values((TrialState.PRUNED,)), np.isfinite(self._values((TrialState.PRUNED,)))
+        if known.sum() < 2 or np.ptp(complete[known]) == 0.0:
+            return self._coordinates.shared(rng.random((1, self._coordinates.n_shared)))[0]
+        values, scale = _standardised(complete[known])
+        surrogate = fit_surrogate(self._coordinates, self.points[known], values)
+        filled = np.full(len(self._trials), np.nan)
+        filled[known] = values
+        believed = surrogate.predict(self.points)[0]
+        worst = float(values.max()) + 0.5
+        last = np.array([scale(value) for value in self._values((TrialState.PRUNED,))])
+        for place in np.flatnonzero(~known):
+            if states[place] == TrialState.RUNNING.value:
+                filled[place] = believed[place]
+            elif math.isfinite(last[place]):
+                filled[place] = min(max(believed[place], last[place]), worst)
+            else:
+                filled[place] = worst
+        if not known.all():
+            surrogate = fit_surrogate(self._coordinates, self.points, filled, surrogate.theta)
+        return propose(surrogate, self.points, rng, self._limit()).point
+
+    def _values(self, states: Sequence[TrialState]) -> Array:
+        """Values of the trials in these states, lower is better, NaN elsewhere and where they are not finite."""
+        found = []
+        for own in self._trials:
+            value = own.value if own.state in states else None
+            if own.state in states and own.state is TrialState.PRUNED and own.last_step is not None:
+                value = own.intermediate_values[own.last_step]
+            found.append(self._sign * value if value is not None and math.isfinite(value) else math.nan)
+        return np.array(found)
+
+    def _limit(self) -> tuple[Surrogate, float] | None:
+        """Belief about the worst violation of constraints; ``None`` where no trial has any."""
+        found = [(place, max(own.constraints.values())) for place, own in enumerate(self._trials) if own.constraints]
+        found = [(place, worst) for place, worst in found if math.isfinite(worst)]
+        if len(found) < 2 or np.ptp([worst for _, worst in found]) == 0.0:
+            return None
+        raw = np.array([worst for _, worst in found])
+        values, scale = _standardised(raw)
+        points = self.points[[place for place, _ in found]]
+        return fit_surrogate(self._coordinates, points, values), float(scale(0.0))
+
+
+def _standardised(values: Array) -> tuple[Array, Any]:
+    """Values cut at their bad tail, of mean 0 and variance 1, and the map that does so to others."""
+    median, best = float(np.median(values)), float(values.min())
+    limit = median + _TAIL * (median - best)
+    limit = limit if limit > best else float(values.max())
+    kept = np.minimum(values, limit)
+    mean, spread = float(kept.mean()), float(kept.std()) or 1.0
+
+    def scale(value: float) -> float:
+        return (min(value, limit) - mean) / spread if math.isfinite(value) else math.nan
+
+    return (kept - mean) / spread, scale
+
+
+def _is_inside(coordinates: Coordinates, trial: FrozenTrial, parameters: Mapping[str, Any]) -> bool:
+    """Whether a trial has a value of every parameter, from the same distribution where it was suggested."""
+    return all(
+        name in parameters
+        and trial.distributions.get(name, own) == own
+        and own._contains(own.to_internal_repr(parameters[name]))
+        for name, own in coordinates.space.items()
+    )
+
+
+def _distinct(coordinates: Coordinates, point: Array, points: Array, rng: np.random.Generator) -> dict[str, Any]:
+    """Parameters of a point, moved a little for as long as another trial has the same."""
+    moved, width = point, 0.02
+    for _ in range(20):
+        parameters = coordinates.decode(moved)
+        here = coordinates.encode(parameters)
+        if not len(points) or float(np.abs(points - here).max(axis=1).min()) > _SAME:
+            return parameters
+        moved = coordinates.rounded((point + rng.normal(scale=width, size=point.shape))[None])[0]
+        width *= 1.3
+    return coordinates.decode(moved)  # a space with fewer points than trials
+
+
+def _parameters(trial: FrozenTrial) -> dict[str, Any]:
+    """Parameters of a trial; of a running one, which suggests them one by one, what was proposed for it."""
+    if trial.state is not TrialState.RUNNING:
+        return trial.params
+    parts = [trial.system_attrs.get(f"{_PROPOSED}:{number}") for number in range(len(trial.system_attrs))]
+    text = "".join(part for part in parts if part is not None)
+    return {**(json.loads(text) if text else {}), **trial.params}
+
+
+def _share(study: optuna.Study, trial: FrozenTrial, parameters: Mapping[str, Any]) -> None:
+    """Let other processes know what this trial is about to suggest, as Optuna's own samplers do."""
+    text = json.dumps(parameters)
+    for number, start in enumerate(range(0, len(text), _CHUNK)):
+        study._storage.set_trial_system_attr(trial._trial_id, f"{_PROPOSED}:{number}", text[start : start + _CHUNK])

@@ -1,0 +1,231 @@
+"""A Gaussian process that believes in what layers share until the trials say otherwise.
+
+Mean: every kind of setting costs ``c`` times the variance of its labels, so that labels agree a priori. Covariance: a
+Matern 5/2 over the coordinates (all alike, slope, bend, last apart), each with a weight of its own, plus, for kinds of
+more labels, one linear and one quadratic term per label for what it does alone. The number of hyperparameters does not
+grow with the number of labels: 300 dimensions of three kinds have 23. Rasmussen and Williams 2006, chapters 2 and 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import log_ndtr
+
+from ww_opt.search.coordinates import Array, Coordinates
+
+__all__ = ["Belief", "Surrogate", "fit_surrogate"]
+
+_JITTER = 1e-8
+_MAX_ITERATIONS = 60
+
+
+class Belief(NamedTuple):
+    """Mean and standard deviation at one point and their gradients, shape ``[n]``."""
+
+    mean: float
+    sd: float
+    mean_gradient: Array
+    sd_gradient: Array
+
+
+@dataclass(frozen=True)
+class _Features:
+    """What the covariance is made of: coordinates ``[m, p]``, what labels do alone (one ``[m, labels]`` a kind), and the
+    variance of the labels of each kind, ``[kinds, m]``.
+    """
+
+    coordinates: Array
+    alone: tuple[Array, ...]
+    variance: Array
+
+
+def _features(of: Coordinates, points: Array) -> _Features:
+    return _Features(
+        points @ of.projection.T,
+        tuple(points[:, group] @ projector for group, projector in of.residuals),
+        np.array([points[:, group].var(axis=1) for group in of.groups]).reshape(len(of.groups), len(points)),
+    )
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Hyperparameters: noise and signal variance, weights of the coordinates, linear and quadratic variance of what
+    labels do alone, cost of their variance."""
+
+    noise: float
+    signal: float
+    weights: Array
+    linear: Array
+    quadratic: Array
+    cost: Array
+
+    @classmethod
+    def of(cls, theta: Array, coordinates: Coordinates) -> _Scales:
+        sizes = [1, 1, len(coordinates.is_shared), *[len(coordinates.residuals)] * 2, len(coordinates.groups)]
+        parts = np.split(np.exp(theta), np.cumsum(sizes)[:-1])
+        return cls(float(parts[0][0]), float(parts[1][0]), *parts[2:])
+
+
+def _prior(of: Coordinates) -> tuple[Array, Array]:
+    """Means and standard deviations of the logarithms of the hyperparameters, for standardised values."""
+    labels = np.array([len(group) for group, _ in of.residuals], dtype=float)
+    shared = of.is_shared
+    means = [
+        np.log([0.1]), np.zeros(1), np.where(shared, 2 * np.log(1 / 0.4), 0.0),
+        2 * np.log(3 / labels), 2 * np.log(3 / labels), np.full(len(of.groups), np.log(5.0)),
+    ]  # fmt: skip
+    deviations = [
+        [1.5], [0.7], np.where(shared, 1.0, 1.5), np.full(len(labels), 1.5), np.full(len(labels), 1.0),
+        np.ones(len(of.groups)),
+    ]  # fmt: skip
+    return np.concatenate(means), np.concatenate([np.asarray(own, dtype=float) for own in deviations])
+
+
+def _matern(squares: Array) -> tuple[Array, Array]:
+    """Matern 5/2 of squared distances, and its derivative by them."""
+    root = np.sqrt(5.0 * np.maximum(squares, 1e-18))
+    decay = np.exp(-root)
+    return (1.0 + root + root**2 / 3.0) * decay, -5.0 / 6.0 * (1.0 + root) * decay
+
+
+class _Likelihood:
+    """Minus the logarithm of the posterior of the hyperparameters, and its gradient."""
+
+    def __init__(self, coordinates: Coordinates, features: _Features, values: Array) -> None:
+        self._of, self._features, self._values = coordinates, features, values
+        columns = features.coordinates.T
+        self._squares = (columns[:, :, None] - columns[:, None, :]) ** 2
+        self._linear = [own @ own.T for own in features.alone]
+        self._quadratic = [own**2 @ (own**2).T for own in features.alone]
+        self.mean, self.deviation = _prior(coordinates)
+
+    def __call__(self, theta: Array) -> tuple[float, Array]:
+        scales = _Scales.of(theta, self._of)
+        eye = np.eye(len(self._values))
+        near, slope = _matern(np.tensordot(scales.weights, self._squares, 1))
+        covariance = scales.signal * near + (scales.noise + _JITTER) * eye
+        terms = [*zip(scales.linear, self._linear, strict=True), *zip(scales.quadratic, self._quadratic, strict=True)]
+        for scale, term in terms:
+            covariance += scale * term
+        distance = (theta - self.mean) / self.deviation
+        try:
+            lower = cholesky(covariance, lower=True)
+        except LinAlgError:
+            return 1e10, np.zeros_like(theta)
+        left = self._values - scales.cost @ self._features.variance
+        weights = cho_solve((lower, True), left)
+        value = 0.5 * left @ weights + np.log(np.diag(lower)).sum() + 0.5 * (distance**2).sum()
+        by = 0.5 * (cho_solve((lower, True), eye) - np.outer(weights, weights))
+        gradient = np.concatenate([
+            [np.trace(by) * scales.noise, (by * near).sum() * scales.signal],
+            np.tensordot(self._squares, by * slope * scales.signal, 2) * scales.weights,
+            [(by * term).sum() * scale for scale, term in terms],
+            -(self._features.variance @ weights) * scales.cost,
+        ])  # fmt: skip
+        return float(value), gradient + distance / self.deviation
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A fitted process over the unit cube; values in the units that it was fitted with.
+
+    Attributes:
+        coordinates: of the cube.
+        theta: logarithms of the hyperparameters, a start for the next fit.
+    """
+
+    coordinates: Coordinates
+    theta: Array
+    _features: _Features
+    _scales: _Scales
+    _lower: Array
+    _weights: Array
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the values of one point."""
+        return float(np.sqrt(self._scales.noise))
+
+    def predict(self, points: Array) -> tuple[Array, Array]:
+        """Means and standard deviations, without noise, at ``points``, ``[m, n]``; shape ``[m]`` each."""
+        own, scales = _features(self.coordinates, points), self._scales
+        root = np.sqrt(scales.weights)
+        a, b = own.coordinates * root, self._features.coordinates * root
+        squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
+        covariance = scales.signal * _matern(squares)[0]
+        prior = np.full(len(points), scales.signal)
+        for linear, quadratic, here, there in zip(
+            scales.linear, scales.quadratic, own.alone, self._features.alone, strict=True
+        ):
+            covariance += linear * here @ there.T + quadratic * here**2 @ (there**2).T
+            prior += linear * (here**2).sum(axis=1) + quadratic * (here**4).sum(axis=1)
+        explained = (solve_triangular(self._lower, covariance.T, lower=True) ** 2).sum(axis=0)
+        means = covariance @ self._weights + scales.cost @ own.variance
+        return means, np.sqrt(np.maximum(prior - explained, 1e-12))
+
+    def at(self, point: Array) -> Belief:
+        """Belief at one point, ``[n]``, with gradients."""
+        of, scales, known = self.coordinates, self._scales, self._features
+        apart = of.projection @ point - known.coordinates
+        near, slope = _matern((apart**2) @ scales.weights)
+        covariance = scales.signal * near
+        jacobian = (2 * scales.signal * slope)[:, None] * (apart * scales.weights) @ of.projection
+        prior, prior_gradient, mean, mean_gradient = scales.signal, np.zeros(of.n), 0.0, np.zeros(of.n)
+        for (group, projector), linear, quadratic, there in zip(
+            of.residuals, scales.linear, scales.quadratic, known.alone, strict=True
+        ):
+            here = projector @ point[group]
+            covariance = covariance + linear * there @ here + quadratic * there**2 @ here**2
+            jacobian[:, group] += (linear * there + 2 * quadratic * there**2 * here) @ projector
+            prior += linear * here @ here + quadratic * (here**4).sum()
+            prior_gradient[group] += projector @ (2 * linear * here + 4 * quadratic * here**3)
+        for group, cost in zip(of.groups, scales.cost, strict=True):
+            centred = point[group] - point[group].mean()
+            mean += cost * (centred**2).mean()
+            mean_gradient[group] += 2 * cost * centred / len(group)
+        solved = cho_solve((self._lower, True), covariance)
+        sd = float(np.sqrt(max(prior - covariance @ solved, 1e-12)))
+        return Belief(
+            float(covariance @ self._weights + mean),
+            sd,
+            jacobian.T @ self._weights + mean_gradient,
+            (prior_gradient - 2 * jacobian.T @ solved) / (2 * sd),
+        )
+
+    def log_share_below(self, points: Array, limit: float) -> Array:
+        """Logarithm of the probability that the value at each point is below ``limit``; shape ``[m]``."""
+        means, deviations = self.predict(points)
+        return np.asarray(log_ndtr((limit - means) / deviations))
+
+
+def fit_surrogate(coordinates: Coordinates, points: Array, values: Array, start: Array | None = None) -> Surrogate:
+    """Fit the hyperparameters at their posterior mode, from their prior mean and from ``start``; the better one stays.
+
+    Args:
+        coordinates: of the cube.
+        points: shape ``[m, n]``.
+        values: shape ``[m]``, standardised, lower is better, finite.
+        start: of an earlier fit.
+    """
+    features = _features(coordinates, points)
+    likelihood = _Likelihood(coordinates, features, values)
+    bounds = list(
+        zip(likelihood.mean - 4 * likelihood.deviation, likelihood.mean + 4 * likelihood.deviation, strict=True)
+    )
+    starts = [likelihood.mean] + ([start] if start is not None and len(start) == len(likelihood.mean) else [])
+    options = {"maxiter": _MAX_ITERATIONS}
+    fits = [minimize(likelihood, own, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for own in starts]
+    theta = min(fits, key=lambda fit: float(fit.fun)).x
+    scales = _Scales.of(theta, coordinates)
+    covariance = scales.signal * _matern(np.tensordot(scales.weights, likelihood._squares, 1))[0]
+    covariance += (scales.noise + _JITTER) * np.eye(len(points))
+    for linear, quadratic, own in zip(scales.linear, scales.quadratic, features.alone, strict=True):
+        covariance += linear * own @ own.T + quadratic * own**2 @ (own**2).T
+    lower = cholesky(covariance, lower=True)
+    weights = cho_solve((lower, True), values - scales.cost @ features.variance)
+    return Surrogate(coordinates, theta, features, scales, lower, weights)
