@@ -1,4 +1,4 @@
-"""Tune neural networks without a test set: spectra of the weights as an Optuna objective.
+"""Tune neural networks without a test set: training examples that join late choose, spectra of the weights explain.
 
 Names are loaded on first use, so that ``import ww_opt`` costs nothing and ``ww-opt --help`` answers at once.
 """
