@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ww_opt.spectral.findings import NARROW, Finding, Status, agreed
+from ww_opt.spectral.findings import NARROW, SAID_OF_ALL, Finding, Status, agreed
 from ww_opt.spectral.measuring.fits import PowerLawFit, fit_power_laws
 from ww_opt.spectral.measuring.measure import Measured, Options, measure
 from ww_opt.spectral.measuring.schedule import Memory, fingerprint, in_batches, in_parallel, n_bytes
@@ -139,10 +139,15 @@ def with_findings(rows: Iterable[LayerDiagnostics], limits: Limits = LIMITS) -> 
     """Say anew, from their numbers, what is found in the rows of one model in the ``default`` convention."""
     rows = tuple(rows)
     ratios = scale_ratios(rows)
+    found = ((row, [*_own(row, limits), *_beside(row, ratios.get(row.name, math.nan), limits)]) for row in rows)
     return tuple(
-        replace(row, findings=agreed([*_own(row, limits), *_beside(row, ratios.get(row.name, math.nan), limits)]))
-        for row in rows
+        replace(row, findings=agreed(own if _is_hidden(row) else SAID_OF_ALL.intersection(own))) for row, own in found
     )
+
+
+def _is_hidden(row: LayerDiagnostics) -> bool:
+    """Whether the row is a layer of which findings speak."""
+    return row.kind not in ("embedding", "parameter", "lora")
 
 
 def scale_ratios(rows: Iterable[LayerDiagnostics]) -> dict[str, float]:
@@ -176,7 +181,7 @@ def _beside(row: LayerDiagnostics, ratio: float, limits: Limits) -> list[Finding
 
 def _scale(row: LayerDiagnostics) -> float:
     """Root mean square of the entries in units of Xavier's initialisation; 0 for what is no layer with a fan."""
-    if not row.is_analysed or row.kind in ("embedding", "parameter", "lora"):
+    if not row.is_analysed or not _is_hidden(row):
         return 0.0
     return row.frobenius_norm / math.sqrt(row.N * row.M) * math.sqrt((row.N + row.M) / 2)
 

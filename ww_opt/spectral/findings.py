@@ -7,7 +7,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["CALLS_TO_ACT", "NARROW", "OUTWEIGHS", "Finding", "Status", "agreed", "label"]
+__all__ = ["CALLS_TO_ACT", "NARROW", "OUTWEIGHS", "SAID_OF_ALL", "Finding", "Status", "agreed", "label"]
 
 NARROW = 32
 """Matrices narrower than this say little: no finding on alpha or spikes is made of them."""
@@ -79,6 +79,9 @@ CALLS_TO_ACT: Final = frozenset(
 )
 """Findings that say that something is wrong with a layer. The others only tell what is seen."""
 
+SAID_OF_ALL: Final = frozenset({Finding.NOT_FITTED, Finding.TOO_SMALL, Finding.QUANTISED})
+"""Findings that make sense of weights that are no hidden layer, such as embeddings: they ask nothing of the training."""
+
 _LEARNT: Final = frozenset({Finding.UNDER_TRAINED, Finding.OVER_TRAINED, Finding.HEAVY_TAIL, Finding.MOVED_LITTLE})
 _SCALE: Final = frozenset({Finding.OVERGROWN, Finding.SHRUNK, Finding.ODD_SCALE})
 _LITTLE: Final = frozenset({Finding.UNDER_TRAINED, Finding.MOVED_LITTLE})
@@ -103,7 +106,7 @@ OUTWEIGHS: Mapping[Finding, frozenset[Finding]] = MappingProxyType(
 
 def agreed(found: Iterable[Finding]) -> tuple[Finding, ...]:
     """Leave out what another finding of the same layer outweighs; ``NO_FAULT`` where nothing is left."""
-    found = tuple(dict.fromkeys(found))
+    found = sorted(set(found), key=list(Finding).index)
     silenced = frozenset[Finding]().union(*(OUTWEIGHS.get(finding, frozenset()) for finding in found))
     return tuple(finding for finding in found if finding not in silenced) or (Finding.NO_FAULT,)
 
