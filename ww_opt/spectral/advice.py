@@ -18,7 +18,7 @@ from ww_opt.spectral.findings import Finding
 from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
 from ww_opt.spectral.scores import judged
 
-__all__ = ["CANNOT_TELL", "SIGNS", "Cause", "Signs", "Suggestion", "suggestions"]
+__all__ = ["CANNOT_TELL", "SIGNS", "Cause", "Signs", "Suggestion", "nothing_learnt", "suggestions"]
 
 CANNOT_TELL = (
     "Weights say how much was learnt, not whether it was right: a net trained on wrong labels looks like one trained "
@@ -111,6 +111,14 @@ def suggestions(diagnosis: Diagnosis, signs: Signs = SIGNS) -> tuple[Suggestion,
     if whole:
         found.append(Suggestion(Cause.TOO_LITTLE_TRAINING, (), whole))
     return tuple(sorted(found, key=lambda item: -item.likelihood))
+
+
+def nothing_learnt(diagnosis: Diagnosis) -> str:
+    """Say so where all judged layers have moved little; empty elsewhere, also where spectra cannot see it."""
+    layers = judged(diagnosis)
+    if not layers or not _all_have(Finding.MOVED_LITTLE, layers):
+        return ""
+    return f"Nothing was learnt: of {len(layers)} judged layers every one has moved little since its start."
 
 
 def _status(row: LayerDiagnostics) -> str:

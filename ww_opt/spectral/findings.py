@@ -7,7 +7,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["CALLS_TO_ACT", "NARROW", "OUTWEIGHS", "SAID_OF_ALL", "Finding", "Status", "agreed", "label"]
+__all__ = ["CALLS_TO_ACT", "NARROW", "OUTWEIGHS", "SAID_OF_ALL", "Finding", "Status", "agreed", "current_name", "label"]
 
 NARROW = 32
 """Matrices narrower than this say little: no finding on alpha or spikes is made of them."""
@@ -62,8 +62,13 @@ class Finding(Enum):
         return self.value.partition(":")[0]
 
 
+def current_name(name: str) -> str:
+    """Today's name of a finding in a record of an earlier version; an unknown name as it is."""
+    return Finding[name].name if name in Finding.__members__ else name
+
+
 def label(name: str) -> str:
-    """Label of a finding by its name in a record, of earlier versions too; an unknown name in small letters."""
+    """Label of a finding by its name in a record; an unknown name in small letters."""
     return Finding[name].label if name in Finding.__members__ else name.lower().replace("_", " ")
 
 
@@ -80,7 +85,7 @@ CALLS_TO_ACT: Final = frozenset(
 """Findings that say that something is wrong with a layer. The others only tell what is seen."""
 
 SAID_OF_ALL: Final = frozenset({Finding.NOT_FITTED, Finding.TOO_SMALL, Finding.QUANTISED})
-"""Findings that make sense of weights that are no hidden layer, such as embeddings: they ask nothing of the training."""
+"""Findings that make sense of weights that are no hidden layer, such as embeddings: they do not speak of training."""
 
 _LEARNT: Final = frozenset({Finding.UNDER_TRAINED, Finding.OVER_TRAINED, Finding.HEAVY_TAIL, Finding.MOVED_LITTLE})
 _SCALE: Final = frozenset({Finding.OVERGROWN, Finding.SHRUNK, Finding.ODD_SCALE})

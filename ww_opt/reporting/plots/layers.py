@@ -21,7 +21,7 @@ _MARKERS = {
     Finding.RANK_COLLAPSE: ("X", Colour.ORANGE),
     Finding.TRAP: ("P", Colour.ORANGE),
     Finding.OVER_TRAINED: ("v", Colour.ORANGE),
-    Finding.RANDOM: ("s", Colour.PINK),
+    Finding.MOVED_LITTLE: ("s", Colour.PINK),
     Finding.UNDER_TRAINED: ("^", Colour.PINK),
     Finding.TOO_SMALL: (".", Colour.GREY),
     Finding.HEAVY_TAIL: ("v", Colour.SKY),
@@ -63,7 +63,7 @@ def _story(rows: Sequence[LayerDiagnostics]) -> str:
 
 def _words(row: LayerDiagnostics) -> list[str]:
     """Findings, without their explanations."""
-    return [finding.value.partition(":")[0] for finding in row.findings]
+    return [finding.label for finding in row.findings]
 
 
 def _draw_alphas(axes: Axes, rows: Sequence[LayerDiagnostics]) -> None:
