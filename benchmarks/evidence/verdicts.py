@@ -146,7 +146,7 @@ def of_causes(folder: Path = DATA) -> Iterator[Sequence[str]]:
     other = verdicts(record for record in records if record["case"] in OTHER_TASKS)
     out = left_out(records)
     yield (
-        "planted", "first", "among the first two", "and the layer named", "left out: first two", "other tasks: first two",
+        "planted", "first", "of the first two", "and the layer named", "left out: first two", "other tasks: first two",
         "anything said", "other tasks", "other layers called to act",
     )  # fmt: skip
     for fault in FAULTS:

@@ -116,7 +116,8 @@ def unread(rows: Iterable[Any]) -> str:
 def legend(rows: Iterable[Any]) -> str:
     """Explain each finding that occurs, one line each."""
     found = {current_name(name) for row in rows for name in _names(row)}
-    return "\n".join(f"  {item.value}" for item in Finding if item.name in found and item.value != item.label)
+    lines = [item.value for item in Finding if item.name in found and item.value != item.label]
+    return "\n".join(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    ") for line in lines)
 
 
 def settings_table(settings: Mapping[str, Mapping[str, float | None]]) -> str:

@@ -37,7 +37,10 @@ class Limits:
         uneven: excess, times the root of the number of entries, under which a layer without spikes has moved little.
             Noise has a mean of 0 and a spread of 0.7 to 1.8, unequal rows and a shifted mean included; layers that did
             not move reached 2.5, layers of healthy runs began at 4.3.
+        fresh: share of the null's effective rank that it must have kept besides. Layers that did not move kept .99.
         learnt: share of spikes from which alpha above 6 no longer reads as under-trained.
+        huge: largest entry, in standard deviations, from which traps are a finding while the rank is whole. A layer of
+            a healthy public ResNet has 9.
         overgrown: scale beside the median of the other layers from which a layer is overgrown. The first and the last
             layers of healthy models differ from the others by factors up to 2.2.
         shrunk: pairs of such a scale and of a share of the null's effective rank: a layer under both is shrunk. The
@@ -45,7 +48,9 @@ class Limits:
     """
 
     uneven: float = 4.0
+    fresh: float = 0.93
     learnt: float = 0.05
+    huge: float = 12.0
     overgrown: float = 4.0
     shrunk: tuple[tuple[float, float], ...] = ((0.2, math.inf), (0.35, 0.75), (0.5, 0.35))
 
@@ -249,18 +254,20 @@ def _own(row: LayerDiagnostics, limits: Limits) -> list[Finding]:
         return [Finding.NOT_FITTED]
     fitted = not math.isnan(row.alpha)
     dead = row.rank_loss > row.n_eigenvalues // 2 or row.effective_rank < COLLAPSED * row.null_effective_rank
+    has_trap = row.traps > 0 and (dead or row.largest_entry >= limits.huge)
     if not fitted:
         found.append(Finding.NOT_FITTED)
     if row.M < NARROW:
         found.append(Finding.TOO_SMALL)
     elif fitted:
-        if row.spikes == 0 and row.excess < limits.uneven / math.sqrt(row.n_matrices * row.N * row.M):
+        is_noise = row.spikes == 0 and row.excess < limits.uneven / math.sqrt(row.n_matrices * row.N * row.M)
+        if is_noise and row.effective_rank > limits.fresh * row.null_effective_rank:
             found.append(Finding.MOVED_LITTLE)
         if row.alpha > 6 and row.spikes < limits.learnt * row.n_eigenvalues:
             found.append(Finding.UNDER_TRAINED)
         elif row.alpha < 2:
-            found.append(Finding.OVER_TRAINED if row.traps or dead else Finding.HEAVY_TAIL)
-    if row.traps:
+            found.append(Finding.OVER_TRAINED if has_trap or dead else Finding.HEAVY_TAIL)
+    if has_trap:
         found.append(Finding.TRAP)
     if dead and row.M >= 8:
         found.append(Finding.RANK_COLLAPSE)

@@ -28,7 +28,7 @@ class Finding(Enum):
     OVER_TRAINED = "over-trained: alpha below 2 together with a trap or lost rank; likely; lower its learning rate"
     HEAVY_TAIL = "heavy tail: alpha below 2; no fault alone, over-trained if a second sign joins it"
     MOVED_LITTLE = (
-        "moved little: as uneven as noise and no more, so little has changed since its start; right where it is "
+        "moved little: as uneven as noise and of full rank, so little has changed since its start; right where it is "
         "frozen, its rate is low or labels are few or wrong; try its rate only where none of these is meant"
     )
     TRAP = "trap: a few entries are huge; sure; clip gradients, or lower its learning rate where rank is lost as well"
