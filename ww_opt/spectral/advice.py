@@ -107,7 +107,8 @@ def suggestions(diagnosis: Diagnosis, signs: Signs = SIGNS) -> tuple[Suggestion,
         for cause, likelihood in _of_layer(row, ratios, signs).items():
             spoken.setdefault(cause, {})[row.name] = likelihood
     found = [Suggestion(cause, tuple(names), max(names.values())) for cause, names in spoken.items()]
-    whole = _of_net(layers, signs)
+    # a layer that speaks for less training contradicts a net that wants more
+    whole = 0.0 if {Cause.RATE_TOO_HIGH, Cause.DECAY_TOO_HIGH} & set(spoken) else _of_net(layers, signs)
     if whole:
         found.append(Suggestion(Cause.TOO_LITTLE_TRAINING, (), whole))
     return tuple(sorted(found, key=lambda item: -item.likelihood))
@@ -144,7 +145,7 @@ def _of_layer(row: LayerDiagnostics, ratios: Mapping[str, float], signs: Signs) 
     speak(Cause.RATE_TOO_HIGH, 0.5 if is_small else 0.8 if ratio >= signs.near else 0.65, where=has_lost)
     speak(Cause.DECAY_TOO_HIGH, 0.6 if row.traps else 0.9, where=Finding.SHRUNK in found)
     speak(Cause.DECAY_TOO_HIGH, 0.7 if is_small else 0.6, where=has_lost)
-    speak(Cause.NOT_MOVED, 0.85, where=Finding.MOVED_LITTLE in found)
+    speak(Cause.NOT_MOVED, 0.85, where=Finding.MOVED_LITTLE in found and not has_lost)
     return {cause: max(likelihoods) for cause, likelihoods in spoken.items()}
 
 

@@ -144,10 +144,12 @@ def with_findings(rows: Iterable[LayerDiagnostics], limits: Limits = LIMITS) -> 
     """Say anew, from their numbers, what is found in the rows of one model in the ``default`` convention."""
     rows = tuple(rows)
     ratios = scale_ratios(rows)
-    found = ((row, [*_own(row, limits), *_beside(row, ratios.get(row.name, math.nan), limits)]) for row in rows)
-    return tuple(
-        replace(row, findings=agreed(own if _is_hidden(row) else SAID_OF_ALL.intersection(own))) for row, own in found
-    )
+    result = []
+    for row in rows:
+        found = [*_own(row, limits), *_beside(row, ratios.get(row.name, math.nan), limits)]
+        findings = agreed(found if _is_hidden(row) else SAID_OF_ALL.intersection(found))
+        result.append(row if findings == row.findings else replace(row, findings=findings))
+    return tuple(result)
 
 
 def _is_hidden(row: LayerDiagnostics) -> bool:
@@ -158,14 +160,14 @@ def _is_hidden(row: LayerDiagnostics) -> bool:
 def scale_ratios(rows: Iterable[LayerDiagnostics]) -> dict[str, float]:
     """Scale of each layer over the median of the others, by name; empty where fewer than three can be compared.
 
-    Scales are compared inside a model alone: what is usual depends on the initialisation. Layers before a norm are left
+    Of three layers over the median of all: of two others one alone would decide. Scales are compared inside a model alone: what is usual depends on the initialisation. Layers before a norm are left
     out, since their scale means nothing, and so is what is no layer with a fan.
     """
     scales = {row.name: own for row in rows if row.normed is not True and (own := _scale(row)) > 0}
     if len(scales) < 3:
         return {}
     return {
-        name: own / statistics.median(value for other, value in scales.items() if other != name)
+        name: own / statistics.median(value for other, value in scales.items() if other != name or len(scales) == 3)
         for name, own in scales.items()
     }
 
@@ -210,7 +212,7 @@ def _row(item: Measured, fits: list[PowerLawFit], convention: Convention) -> Lay
     row = LayerDiagnostics(**item.columns, **fitted)
     if convention == "weightwatcher":
         return replace(row, findings=_findings_of_alpha(row), extra=frame_columns(row))
-    return row
+    return with_findings((row,))[0]
 
 
 def _fit_columns(item: Measured, fits: list[PowerLawFit], convention: Convention) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _draw_alphas(axes: Axes, rows: Sequence[LayerDiagnostics]) -> None:
     alpha_axis(axes, "x", [row.alpha for row in rows if math.isfinite(row.alpha)])
     low, high = axes.get_xlim()
     for x, text in (
-        (math.sqrt(low * OVER), "very heavy tail\nor over-trained"),
+        (math.sqrt(low * OVER), "heavy tail\nor over-trained"),
         (math.sqrt(UNDER * high), "under-trained"),
     ):
         note(axes, (x, -1.05), text, (0, 0), ha="center")
