@@ -14,7 +14,7 @@ from benchmarks.evidence.search import LONG_SEARCHES, METHODS, SEARCHED, read_se
 from benchmarks.evidence.seen import Array, Mask, Rule
 from benchmarks.evidence.statistics import interval
 from benchmarks.evidence.tasks import CASES, Case
-from benchmarks.evidence.verdicts import of_causes, of_findings
+from benchmarks.evidence.verdicts import of_causes, of_findings, of_good_runs
 
 __all__ = ["incumbents", "report", "searched"]
 
@@ -234,12 +234,14 @@ def _faults(folder: Path) -> str:
     """Tabulate the planted causes."""
     if not read("faults", folder):
         return ""
-    causes, findings = list(of_causes(folder)), list(of_findings(folder))
+    causes, findings, good = list(of_causes(folder)), list(of_findings(folder)), list(of_good_runs(folder))
     return (
         "### Planted causes: what is suggested, told from the last weights alone\n\n"
         + _lines(causes[0], iter(causes[1:]))
         + "\n\n### Findings: of how many layers each was said, and of how many rightly\n\n"
         + _lines(findings[0], iter(findings[1:]))
+        + "\n\n### What is said of the best quarter of 60 runs with settings drawn at random\n\n"
+        + _lines(good[0], iter(good[1:]))
     )
 
 

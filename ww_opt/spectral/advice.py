@@ -47,11 +47,13 @@ class Suggestion:
         cause: what it may come from.
         layers: names of the layers that speak for it; empty where the whole net does.
         likelihood: in (0, 1), to rank by; not a frequency. ``docs/findings.md`` has those.
+        caveat: on what it depends besides, where that is not known.
     """
 
     cause: Cause
     layers: tuple[str, ...]
     likelihood: float
+    caveat: str = ""
 
     @property
     def sureness(self) -> str:
@@ -62,7 +64,7 @@ class Suggestion:
     def words(self) -> str:
         """Cause, layers, what to try and how sure that is, in one line."""
         where = f"{', '.join(self.layers)}: " if self.layers else ""
-        return f"{where}{self.cause.value} ({self.sureness})"
+        return f"{where}{self.cause.value} ({self.sureness}{self.caveat})"
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,19 @@ class Signs:
     Attributes:
         lost: share of the null's effective rank under which a layer has lost its rank. Layers of healthy runs keep .38.
         near: scale beside the median of the others under which lost rank speaks for decay, not for a high rate.
-        fresh_rank: mean share of the null's effective rank from which a net is as it was at its start.
-        fresh_spikes: mean share of spikes up to which it is.
+        fresh_rank: mean share of the null's effective rank from which a net without norms is as it was at its start.
+        fresh_entry: mean largest entry, in standard deviations, up to which a net is: PyTorch draws entries uniformly,
+            where it is 1.7, and training lifts it above 3. A normal start is above 3 from the first.
     """
 
-    lost: float = 0.25
+    lost: float = 0.15
     near: float = 0.5
     fresh_rank: float = 0.9
-    fresh_spikes: float = 0.03
+    fresh_entry: float = 2.75
 
 
 SIGNS = Signs()
+_BY_SCALE_ALONE = 0.45
 
 
 def suggestions(diagnosis: Diagnosis, signs: Signs = SIGNS) -> tuple[Suggestion, ...]:
@@ -106,7 +110,9 @@ def suggestions(diagnosis: Diagnosis, signs: Signs = SIGNS) -> tuple[Suggestion,
     for row in layers:
         for cause, likelihood in _of_layer(row, ratios, signs).items():
             spoken.setdefault(cause, {})[row.name] = likelihood
-    found = [Suggestion(cause, tuple(names), max(names.values())) for cause, names in spoken.items()]
+    found = [
+        Suggestion(cause, tuple(names), max(names.values()), _caveat(cause, names)) for cause, names in spoken.items()
+    ]
     # a layer that speaks for less training contradicts a net that wants more
     whole = 0.0 if {Cause.RATE_TOO_HIGH, Cause.DECAY_TOO_HIGH} & set(spoken) else _of_net(layers, signs)
     if whole:
@@ -136,13 +142,15 @@ def _of_layer(row: LayerDiagnostics, ratios: Mapping[str, float], signs: Signs) 
         if where:
             spoken.setdefault(cause, []).append(likelihood)
 
-    is_small = ratio < signs.near
+    is_small, is_odd = ratio < signs.near, Finding.ODD_SCALE in found
     speak(Cause.ROUNDED, 0.98, where=Finding.QUANTISED in found)
     speak(Cause.HUGE_ENTRY, 0.5 if has_lost else 0.95, where=Finding.TRAP in found)
     # a rate that is too high leaves huge entries, and kills directions without making the layer small
     speak(Cause.RATE_TOO_HIGH, 0.95, where=has_lost and Finding.TRAP in found)
     speak(Cause.RATE_TOO_HIGH, 0.9, where=Finding.OVERGROWN in found)
     speak(Cause.RATE_TOO_HIGH, 0.5 if is_small else 0.8 if ratio >= signs.near else 0.65, where=has_lost)
+    speak(Cause.RATE_TOO_HIGH, _BY_SCALE_ALONE, where=is_odd and ratio > 1)
+    speak(Cause.DECAY_TOO_HIGH, _BY_SCALE_ALONE, where=is_odd and ratio < 1)
     speak(Cause.DECAY_TOO_HIGH, 0.6 if row.traps else 0.9, where=Finding.SHRUNK in found)
     speak(Cause.DECAY_TOO_HIGH, 0.7 if is_small else 0.6, where=has_lost)
     speak(Cause.NOT_MOVED, 0.85, where=Finding.MOVED_LITTLE in found and not has_lost)
@@ -155,11 +163,16 @@ def _of_net(layers: Sequence[LayerDiagnostics], signs: Signs) -> float:
         return 0.0
     if _all_have(Finding.MOVED_LITTLE, layers):
         return 0.95
-    rank = float(np.mean([row.effective_rank / row.null_effective_rank for row in layers]))
-    spikes = float(np.mean([row.spikes / row.n_eigenvalues for row in layers]))
-    # before norms, layers of nets that have learnt all there is look so too
-    has_no_norm = all(row.normed is False for row in layers)
-    return 0.88 if has_no_norm and rank > signs.fresh_rank and spikes < signs.fresh_spikes else 0.0
+    rank = np.mean([row.effective_rank / row.null_effective_rank for row in layers])
+    # before norms, layers of nets that have learnt all there is keep their rank too
+    if rank > signs.fresh_rank and all(row.normed is False for row in layers):
+        return 0.88
+    return 0.7 if np.mean([row.largest_entry for row in layers]) < signs.fresh_entry else 0.0
+
+
+def _caveat(cause: Cause, names: Mapping[str, float]) -> str:
+    by_scale = cause in (Cause.RATE_TOO_HIGH, Cause.DECAY_TOO_HIGH) and max(names.values()) <= _BY_SCALE_ALONE
+    return ", and only if no norm follows" if by_scale else ""
 
 
 def _all_have(finding: Finding, layers: Iterable[LayerDiagnostics]) -> bool:

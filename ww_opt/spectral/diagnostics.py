@@ -160,8 +160,9 @@ def _is_hidden(row: LayerDiagnostics) -> bool:
 def scale_ratios(rows: Iterable[LayerDiagnostics]) -> dict[str, float]:
     """Scale of each layer over the median of the others, by name; empty where fewer than three can be compared.
 
-    Of three layers over the median of all: of two others one alone would decide. Scales are compared inside a model alone: what is usual depends on the initialisation. Layers before a norm are left
-    out, since their scale means nothing, and so is what is no layer with a fan.
+    Of three layers over the median of all: of two others one alone would decide. Scales are compared inside a model
+    alone: what is usual depends on the initialisation. Layers before a norm are left out, since their scale means
+    nothing, and so is what is no layer with a fan.
     """
     scales = {row.name: own for row in rows if row.normed is not True and (own := _scale(row)) > 0}
     if len(scales) < 3:

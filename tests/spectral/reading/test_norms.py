@@ -55,7 +55,7 @@ def told(source: nn.Module | dict[str, torch.Tensor] | str) -> list[bool | None]
         (nn.Sequential(conv(), nn.MaxPool2d(2), nn.BatchNorm2d(8)), [True]),
         (nn.Sequential(fc(), nn.GELU(), nn.LayerNorm(8)), [None]),
         (nn.Sequential(nn.LayerNorm(8), fc(), nn.GELU(), fc()), [False, False]),
-        (nn.Sequential(nn.Sequential(nn.ReLU(), fc()), nn.Sequential(nn.Identity(), nn.LayerNorm(8)), fc()), [True, False]),
+        (nn.Sequential(nn.Sequential(fc()), nn.Sequential(nn.Identity(), nn.LayerNorm(8)), fc()), [True, False]),
         (nn.Sequential(fc(), Named(fc=fc(), norm=nn.LayerNorm(8))), [None, None]),
         (nn.Sequential(OrderedDict(norm=nn.LayerNorm(8), fc=fc(), last=fc())), [False, False]),
     ],
