@@ -142,7 +142,7 @@ def _of_layer(row: LayerDiagnostics, ratios: Mapping[str, float], signs: Signs) 
         if where:
             spoken.setdefault(cause, []).append(likelihood)
 
-    is_small, is_odd = ratio < signs.near, Finding.ODD_SCALE in found
+    is_small, is_odd = ratio < signs.near, Finding.ODD_SCALE in found and Finding.MOVED_LITTLE not in found
     speak(Cause.ROUNDED, 0.98, where=Finding.QUANTISED in found)
     speak(Cause.HUGE_ENTRY, 0.5 if has_lost else 0.95, where=Finding.TRAP in found)
     # a rate that is too high leaves huge entries, and kills directions without making the layer small
