@@ -57,7 +57,7 @@ def test_the_document_has_these_figures(judged: list[Verdict], records: list[Rec
                 assert f"{sum(item.is_second for item in part)} of {len(part)}" in line
         for part in (here, other):
             assert f"{sum(item.is_anything for item in part)} of {len(part)}" in line
-    head, *rows = of_findings()
+    _, *rows = of_findings()
     for cells in rows:
         assert f"| {' | '.join(cells)} |" in DOCUMENT
     said = by_finding(records)
