@@ -17,7 +17,7 @@ __all__ = ["analyze"]
 
 _COMPARE = (
     "So compare models of one architecture, trained equally long on the same data. Of two checkpoints of one run the "
-    "scores do not say which is better: further training on wrong labels and rounding to 4 bits both move them the way "
+    "scores do not say which is better: further training on wrong labels and rounding to 4 bits can move them the way "
     "that learning does."
 )
 

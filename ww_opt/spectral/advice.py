@@ -14,7 +14,7 @@ from enum import Enum
 import numpy as np
 
 from ww_opt.spectral.diagnostics import scale_ratios
-from ww_opt.spectral.findings import Finding
+from ww_opt.spectral.findings import Finding, Status
 from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
 from ww_opt.spectral.scores import judged
 
@@ -25,6 +25,9 @@ CANNOT_TELL = (
     "on right ones."
 )
 """What stands above every number that compares models by their weights."""
+
+
+_N_NAMED = 8
 
 
 class Cause(Enum):
@@ -63,7 +66,9 @@ class Suggestion:
     @property
     def words(self) -> str:
         """Cause, layers, what to try and how sure that is, in one line."""
-        where = f"{', '.join(self.layers)}: " if self.layers else ""
+        rest = len(self.layers) - _N_NAMED
+        named = [*self.layers[:_N_NAMED], *([f"{rest} more"] if rest > 0 else [])]
+        where = f"{', '.join(named)}: " if named else ""
         return f"{where}{self.cause.value} ({self.sureness}{self.caveat})"
 
 
@@ -102,7 +107,7 @@ def suggestions(diagnosis: Diagnosis, signs: Signs = SIGNS) -> tuple[Suggestion,
     """
     if diagnosis.convention == "weightwatcher":
         return ()
-    broken = tuple(row.name for row in diagnosis if row.M > 0 and "not finite" in _status(row))
+    broken = tuple(row.name for row in diagnosis if row.fit_status == Status.NON_FINITE.value)
     if broken:
         return (Suggestion(Cause.DIVERGED, broken, 0.99),)
     layers, ratios = judged(diagnosis), scale_ratios(diagnosis)
@@ -126,10 +131,6 @@ def nothing_learnt(diagnosis: Diagnosis) -> str:
     if not layers or not _all_have(Finding.MOVED_LITTLE, layers):
         return ""
     return f"Nothing was learnt: of {len(layers)} judged layers every one has moved little since its start."
-
-
-def _status(row: LayerDiagnostics) -> str:
-    return "not finite" if not row.is_analysed and "NaN or infinity" in row.fit_status else ""
 
 
 def _of_layer(row: LayerDiagnostics, ratios: Mapping[str, float], signs: Signs) -> dict[Cause, float]:
