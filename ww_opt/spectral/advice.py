@@ -79,6 +79,8 @@ class Signs:
     Attributes:
         lost: share of the null's effective rank under which a layer has lost its rank. Layers of healthy runs keep .38.
         near: scale beside the median of the others under which lost rank speaks for decay, not for a high rate.
+        far: scales beside the median of the others, below and above, from which scale alone is a sign where it is not
+            known whether a norm follows. Those of a healthy transformer lie in .7 to 1.7.
         fresh_rank: mean share of the null's effective rank from which a net without norms is as it was at its start.
         fresh_entry: mean largest entry, in standard deviations, up to which a net is: PyTorch draws entries uniformly,
             where it is 1.7, and training lifts it above 3. A normal start is above 3 from the first.
@@ -86,6 +88,7 @@ class Signs:
 
     lost: float = 0.15
     near: float = 0.5
+    far: tuple[float, float] = (0.3, 6.0)
     fresh_rank: float = 0.9
     fresh_entry: float = 2.75
 
@@ -150,8 +153,8 @@ def _of_layer(row: LayerDiagnostics, ratios: Mapping[str, float], signs: Signs) 
     speak(Cause.RATE_TOO_HIGH, 0.95, where=has_lost and Finding.TRAP in found)
     speak(Cause.RATE_TOO_HIGH, 0.9, where=Finding.OVERGROWN in found)
     speak(Cause.RATE_TOO_HIGH, 0.5 if is_small else 0.8 if ratio >= signs.near else 0.65, where=has_lost)
-    speak(Cause.RATE_TOO_HIGH, _BY_SCALE_ALONE, where=is_odd and ratio > 1)
-    speak(Cause.DECAY_TOO_HIGH, _BY_SCALE_ALONE, where=is_odd and ratio < 1)
+    speak(Cause.RATE_TOO_HIGH, _BY_SCALE_ALONE, where=is_odd and ratio > signs.far[1])
+    speak(Cause.DECAY_TOO_HIGH, _BY_SCALE_ALONE, where=is_odd and ratio < signs.far[0])
     speak(Cause.DECAY_TOO_HIGH, 0.6 if row.traps else 0.9, where=Finding.SHRUNK in found)
     speak(Cause.DECAY_TOO_HIGH, 0.7 if is_small else 0.6, where=has_lost)
     speak(Cause.NOT_MOVED, 0.85, where=Finding.MOVED_LITTLE in found and not has_lost)
