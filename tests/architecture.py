@@ -25,6 +25,7 @@ FLOORS_OF_SPECTRAL: tuple[tuple[str, ...], ...] = (
     ("measuring",),
     ("diagnostics", "comparison"),
     ("scores",),
+    ("advice",),
 )
 # The one neighbour that may be known: MLflow gets what a summary makes of a record.
 NEIGHBOURS = (("ww_opt.tracking", "ww_opt.reporting.summary"),)

@@ -33,7 +33,7 @@ def diagnosis(table: Record) -> Diagnosis:
     rows = []
     for number, names in enumerate(table["findings"]):
         own = {name: table[name][number] for name in _COLUMNS if name in table}
-        own = {name: math.nan if value is None else value for name, value in own.items()}
+        own = {name: math.nan if value is None and name != "normed" else value for name, value in own.items()}
         rows.append(LayerDiagnostics(**own, findings=tuple(Finding[name] for name in names)))
     return Diagnosis(tuple(rows))
 

@@ -427,8 +427,29 @@ class TestAnalyze:
         answer = ww("analyze", checkpoint)
         assert answer.code == 0
         assert " ".join(answer.out.split()[:9]) == "layer shape alpha D spikes traps rank loss finding"
-        for word in ("64x48", "not fitted", "default", "lower", "higher"):
+        for word in ("64x48", "not fitted", "default", "Weights say how much was learnt, not whether it was right"):
             assert word in answer.out
+        assert "better" not in answer.out.partition("default  ")[2], "no verdict on two models stands beside a score"
+
+    def test_causes_are_told_where_something_is_found(self, ww: Runner) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 3))
+        torch.save(model.state_dict(), "start.pt")
+        out = " ".join(ww("analyze", "start.pt").out.split())
+        assert "Nothing was learnt: of 3 judged layers every one has moved little" in out
+        assert "What this may come from, most likely first - too little training of the whole net" in out
+        assert "healthy" not in out
+        rows = json.loads(ww("analyze", "start.pt", "--json").out)
+        assert [len(row["suggestions"]) for row in rows] == [2, 2, 2, 1]
+        with torch.no_grad():
+            for layer in model[:3]:
+                u, v = (torch.linalg.qr(torch.randn(64, 12))[0] for _ in range(2))
+                layer.weight += (u * torch.linspace(3.0, 1.0, 12)) @ v.T
+        torch.save(model.state_dict(), "learnt.pt")
+        out = ww("analyze", "learnt.pt").out
+        assert "What this may come from" not in out
+        assert "Nothing was learnt" not in out
+        assert [row["suggestions"] for row in json.loads(ww("analyze", "learnt.pt", "--json").out)] == [[]] * 4
 
     @pytest.mark.parametrize("source", ["tests.tiny:build_model", f"{TINY}:build_model"])
     def test_a_function_that_builds_a_model(self, ww: Runner, source: str) -> None:

@@ -82,7 +82,7 @@ def test_the_table_reads_back_from_json_and_csv() -> None:
     read = json.loads(table.to_json())
     row = dict(zip(read["columns"], read["data"][0], strict=True))
     assert row["alpha"] is None
-    assert (row["step"], row["name"], row["stable_rank"], row["findings"]) == (3, 'a,"b"', 7.5, "TRAP, HEAVY_TAIL")
+    assert (row["step"], row["name"], row["stable_rank"], row["findings"]) == (3, 'a,"b"', 7.5, "trap, heavy tail")
     cells = next(csv.DictReader(io.StringIO(table.to_csv())))
     assert cells["alpha"] == ""
     assert cells["name"] == 'a,"b"'
@@ -91,7 +91,7 @@ def test_the_table_reads_back_from_json_and_csv() -> None:
 def test_the_note_tells_state_reason_and_layers() -> None:
     text = summary.note(finished(records.Look(3, 10, 1.0, 2.0, layers=(layer("fc1"),)), reason="a trap in fc1"), 8000)
     assert text.startswith("**COMPLETE** 1.5\n\na trap in fc1\n\nLayers at step 3:")
-    assert "| fc1 | 3 | 0.1 | 7.5 | 2 | 1 | 0 | TRAP, HEAVY_TAIL |" in text
+    assert "| fc1 | 3 | 0.1 | 7.5 | 2 | 1 | 0 | trap, heavy tail |" in text
 
 
 def test_a_long_note_ends_with_a_whole_row_and_says_so() -> None:

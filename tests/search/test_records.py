@@ -29,7 +29,7 @@ LAYER = LayerRecord(
     rank_loss=1,
     stable_rank=8.5,
     spectral_norm=2.5,
-    findings=("TRAP", "RANDOM"),
+    findings=("TRAP", "MOVED_LITTLE"),
 )
 UNFITTED = replace(LAYER, name="head", alpha=math.nan, D=math.nan, sigma=math.nan, findings=())
 LOOK = Look(step=60, n_steps=600, value=3.5, score=3.25, train_loss=0.5, seconds=0.01, layers=(LAYER, UNFITTED))
@@ -128,7 +128,7 @@ class TestLayerRecords:
             def __getattr__(self, name: str) -> Any:
                 return getattr(self.values, name)
 
-        rows: Any = [Row(LAYER, (Finding.TRAP, Finding.RANDOM)), Row(UNFITTED, ())]
+        rows: Any = [Row(LAYER, (Finding.TRAP, Finding.MOVED_LITTLE)), Row(UNFITTED, ())]
         for found, expected in zip(layer_records(rows), (LAYER, UNFITTED), strict=True):
             assert_same(found, expected)
 

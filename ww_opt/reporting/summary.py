@@ -23,6 +23,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search import records
+from ww_opt.spectral.findings import label
 
 __all__ = [
     "LayerTable",
@@ -154,7 +155,7 @@ def layer_table(trial: FrozenTrial) -> LayerTable:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, tuple):
-        return ", ".join(value)
+        return ", ".join(map(label, value))
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -172,7 +173,7 @@ def note(trial: FrozenTrial, max_length: int) -> str:
         text += "\n" + "|---" * (len(_LAYER_METRICS) + 2) + "|"
         for layer in looks[-1].layers:
             numbers = " | ".join(_numbers([getattr(layer, column)]) for column in _LAYER_METRICS)
-            row = f"\n| {layer.name} | {numbers} | {', '.join(layer.findings)} |"
+            row = f"\n| {layer.name} | {numbers} | {', '.join(map(label, layer.findings))} |"
             if len(text) + len(row) > max_length - 50:
                 text += "\n\nThe other layers are in `layers.csv`."
                 break

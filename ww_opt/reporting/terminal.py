@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ww_opt.spectral.findings import Finding
+from ww_opt.spectral.findings import Finding, current_name, label
 
 if TYPE_CHECKING:
     import optuna
@@ -99,12 +99,8 @@ def _names(row: Any) -> list[str]:
     return [item if isinstance(item, str) else item.name for item in row.findings]
 
 
-def _label(name: str) -> str:
-    return name.lower().replace("_", " ")
-
-
 def _labels(row: Any) -> str:
-    return ", ".join(_label(name) for name in _names(row))
+    return ", ".join(label(name) for name in _names(row))
 
 
 def unread(rows: Iterable[Any]) -> str:
@@ -119,8 +115,9 @@ def unread(rows: Iterable[Any]) -> str:
 
 def legend(rows: Iterable[Any]) -> str:
     """Explain each finding that occurs, one line each."""
-    found = {name for row in rows for name in _names(row)}
-    return "\n".join(f"  {item.value}" for item in Finding if item.name in found and item.value != _label(item.name))
+    found = {current_name(name) for row in rows for name in _names(row)}
+    lines = [item.value for item in Finding if item.name in found and item.value != item.label]
+    return "\n".join(textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="    ") for line in lines)
 
 
 def settings_table(settings: Mapping[str, Mapping[str, float | None]]) -> str:

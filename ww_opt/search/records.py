@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
+from ww_opt.spectral.findings import current_name
+
 if TYPE_CHECKING:
     from ww_opt.spectral.rows import LayerDiagnostics
 
@@ -122,7 +124,7 @@ def _from_json(value: Mapping[str, Any]) -> Look:
     return Look(
         **_floats(Look, own),
         layers=tuple(
-            LayerRecord(**{**_floats(LayerRecord, layer), "findings": tuple(layer["findings"])})
+            LayerRecord(**{**_floats(LayerRecord, layer), "findings": tuple(map(current_name, layer["findings"]))})
             for layer in layer_values
         ),
     )

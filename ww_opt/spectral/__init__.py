@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ww_opt.spectral.advice import Suggestion as Suggestion
+    from ww_opt.spectral.advice import suggestions as suggestions
     from ww_opt.spectral.diagnostics import diagnose as diagnose
     from ww_opt.spectral.findings import Finding as Finding
     from ww_opt.spectral.findings import Status as Status
@@ -23,9 +25,11 @@ _HOME = {
     "SCORES": "scores",
     "Score": "scores",
     "Status": "findings",
+    "Suggestion": "advice",
     "diagnose": "diagnostics",
     "fit_power_law": "measuring.fits",
     "score": "scores",
+    "suggestions": "advice",
 }
 
 __all__ = list(_HOME)

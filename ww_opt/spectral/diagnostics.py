@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ww_opt.spectral.findings import NARROW, Finding, Status
+from ww_opt.spectral.findings import NARROW, SAID_OF_ALL, Finding, Status, agreed
 from ww_opt.spectral.measuring.fits import PowerLawFit, fit_power_laws
 from ww_opt.spectral.measuring.measure import Measured, Options, measure
 from ww_opt.spectral.measuring.schedule import Memory, fingerprint, in_batches, in_parallel, n_bytes
@@ -19,20 +19,43 @@ from ww_opt.spectral.measuring.weightwatcher import frame_columns
 from ww_opt.spectral.reading.weights import LayerWeight, Source, named_weights
 from ww_opt.spectral.rows import Convention, Diagnosis, LayerDiagnostics
 
-__all__ = ["COLLAPSED", "diagnose"]
+__all__ = ["COLLAPSED", "LIMITS", "Limits", "diagnose", "scale_ratios", "with_findings"]
 
 COLLAPSED = 0.1
 """Share of the null's effective rank under which a layer counts as collapsed. A quarter, tried first, flagged 25 of 330
 half-trained runs of the evidence, the best run of one task among them; a tenth flagged one, and that was a bad one."""
-UNEVEN = 5.0
-"""Excess, times the root of the number of entries, under which a layer without spikes is random: noise has a mean of
-0 and a spread of 0.7 to 1.8, unequal rows and a shifted mean included. Of the 15 layers of two public ResNets that show
-no spike, 12 lie above."""
-THINNED = 0.35
-"""Share of the null's effective rank under which a layer that is small beside the others counts as shrunk."""
 XMIN_SEARCH = 1.2
 """Factor by which the search for xmin widens the spread of alpha: on exact Pareto samples, n = 50-1000 and alpha 2-4.5,
 68 % of the draws lie within 1.08-1.30 of the plain sigma, 95 % within 2.07-2.37."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where findings begin.
+
+    Attributes:
+        uneven: excess, times the root of the number of entries, under which a layer without spikes has moved little.
+            Noise has a mean of 0 and a spread of 0.7 to 1.8, unequal rows and a shifted mean included; layers that did
+            not move reached 2.5, layers of healthy runs began at 4.3.
+        fresh: share of the null's effective rank that it must have kept besides. Layers that did not move kept .99.
+        learnt: share of spikes from which alpha above 6 no longer reads as under-trained.
+        huge: largest entry, in standard deviations, from which traps are a finding while the rank is whole. A layer of
+            a healthy public ResNet has 9.
+        overgrown: scale beside the median of the other layers from which a layer is overgrown. The first and the last
+            layers of healthy models differ from the others by factors up to 2.2.
+        shrunk: pairs of such a scale and of a share of the null's effective rank: a layer under both is shrunk. The
+            nearer its scale to that of the others, the more of its rank must be gone, for scales at the start differ.
+    """
+
+    uneven: float = 4.0
+    fresh: float = 0.93
+    learnt: float = 0.05
+    huge: float = 12.0
+    overgrown: float = 4.0
+    shrunk: tuple[tuple[float, float], ...] = ((0.2, math.inf), (0.35, 0.75), (0.5, 0.35))
+
+
+LIMITS = Limits()
 
 
 def diagnose(
@@ -114,33 +137,59 @@ def _rows(
             known[(options, row.name)] = (versions[place], row)
         rows[place] = row
     whole = tuple(row for row in rows if row is not None)
-    return _beside_others(whole) if options.convention == "default" else whole
+    return whole if options.convention == "weightwatcher" else with_findings(whole)
 
 
-def _beside_others(rows: tuple[LayerDiagnostics, ...]) -> tuple[LayerDiagnostics, ...]:
-    """Add what follows from a layer's scale beside that of the others of its model.
-
-    Scales are compared inside a model alone: what is usual depends on the initialisation and on norm layers. The first
-    and the last layers of healthy models differ by factors up to three.
-    """
-    scales = [_scale(row) for row in rows]
-    known = {place: scale for place, scale in enumerate(scales) if scale > 0}
-    if len(known) < 3:
-        return rows
-    result, usual = list(rows), statistics.median(known.values())
-    for place, scale in known.items():
-        row, ratio = rows[place], scale / usual
-        thinned = row.effective_rank < THINNED * row.null_effective_rank
-        odd = [Finding.OVERGROWN] if ratio > 4 else [Finding.SHRUNK] if ratio < 0.2 or (ratio < 0.5 and thinned) else []
-        if odd and row.M >= NARROW:
-            own = tuple(finding for finding in row.findings if finding is not Finding.HEALTHY)
-            result[place] = replace(row, findings=(*own, *odd))
+def with_findings(rows: Iterable[LayerDiagnostics], limits: Limits = LIMITS) -> tuple[LayerDiagnostics, ...]:
+    """Say anew, from their numbers, what is found in the rows of one model in the ``default`` convention."""
+    rows = tuple(rows)
+    ratios = scale_ratios(rows)
+    result = []
+    for row in rows:
+        found = [*_own(row, limits), *_beside(row, ratios.get(row.name, math.nan), limits)]
+        findings = agreed(found if _is_hidden(row) else SAID_OF_ALL.intersection(found))
+        result.append(row if findings == row.findings else replace(row, findings=findings))
     return tuple(result)
+
+
+def _is_hidden(row: LayerDiagnostics) -> bool:
+    """Whether the row is a layer of which findings speak."""
+    return row.kind not in ("embedding", "parameter", "lora")
+
+
+def scale_ratios(rows: Iterable[LayerDiagnostics]) -> dict[str, float]:
+    """Scale of each layer over the median of the others, by name; empty where fewer than three can be compared.
+
+    Of three layers over the median of all: of two others one alone would decide. Scales are compared inside a model
+    alone: what is usual depends on the initialisation. Layers before a norm are left out, since their scale means
+    nothing, and so is what is no layer with a fan.
+    """
+    scales = {row.name: own for row in rows if row.normed is not True and (own := _scale(row)) > 0}
+    if len(scales) < 3:
+        return {}
+    return {
+        name: own / statistics.median(value for other, value in scales.items() if other != name or len(scales) == 3)
+        for name, own in scales.items()
+    }
+
+
+def _beside(row: LayerDiagnostics, ratio: float, limits: Limits) -> list[Finding]:
+    """What follows from a layer's scale beside that of the others."""
+    if row.M < NARROW:
+        return []
+    share = row.effective_rank / row.null_effective_rank
+    if ratio > limits.overgrown:
+        found = Finding.OVERGROWN
+    elif any(ratio < scale and share < rank for scale, rank in limits.shrunk):
+        found = Finding.SHRUNK
+    else:
+        return []
+    return [Finding.ODD_SCALE if row.normed is None else found]
 
 
 def _scale(row: LayerDiagnostics) -> float:
     """Root mean square of the entries in units of Xavier's initialisation; 0 for what is no layer with a fan."""
-    if not row.is_analysed or row.kind in ("embedding", "parameter", "lora"):
+    if not row.is_analysed or not _is_hidden(row):
         return 0.0
     return row.frobenius_norm / math.sqrt(row.N * row.M) * math.sqrt((row.N + row.M) / 2)
 
@@ -164,7 +213,7 @@ def _row(item: Measured, fits: list[PowerLawFit], convention: Convention) -> Lay
     row = LayerDiagnostics(**item.columns, **fitted)
     if convention == "weightwatcher":
         return replace(row, findings=_findings_of_alpha(row), extra=frame_columns(row))
-    return replace(row, findings=_findings(row))
+    return with_findings((row,))[0]
 
 
 def _fit_columns(item: Measured, fits: list[PowerLawFit], convention: Convention) -> dict[str, Any]:
@@ -198,29 +247,33 @@ def _findings_of_alpha(row: LayerDiagnostics) -> tuple[Finding, ...]:
     found = [Finding.UNDER_TRAINED] if row.alpha > 6 else [Finding.HEAVY_TAIL] if row.alpha < 2 else []
     if row.extra.get("num_traps", 0) > 0:
         found.append(Finding.TRAP)
-    return tuple(found) or (Finding.HEALTHY,)
+    return agreed(found)
 
 
-def _findings(row: LayerDiagnostics) -> tuple[Finding, ...]:
-    """What follows from a row's numbers."""
+def _own(row: LayerDiagnostics, limits: Limits) -> list[Finding]:
+    """What follows from a row's own numbers."""
     found: list[Finding] = []
+    if not row.is_analysed:
+        return [Finding.NOT_FITTED]
     fitted = not math.isnan(row.alpha)
     dead = row.rank_loss > row.n_eigenvalues // 2 or row.effective_rank < COLLAPSED * row.null_effective_rank
+    has_trap = row.traps > 0 and (dead or row.largest_entry >= limits.huge)
     if not fitted:
         found.append(Finding.NOT_FITTED)
     if row.M < NARROW:
         found.append(Finding.TOO_SMALL)
     elif fitted:
-        if row.spikes == 0 and row.excess < UNEVEN / math.sqrt(row.n_matrices * row.N * row.M):
-            found.append(Finding.RANDOM)
-        elif row.alpha > 6:
+        is_noise = row.spikes == 0 and row.excess < limits.uneven / math.sqrt(row.n_matrices * row.N * row.M)
+        if is_noise and row.effective_rank > limits.fresh * row.null_effective_rank:
+            found.append(Finding.MOVED_LITTLE)
+        if row.alpha > 6 and row.spikes < limits.learnt * row.n_eigenvalues:
             found.append(Finding.UNDER_TRAINED)
         elif row.alpha < 2:
-            found.append(Finding.OVER_TRAINED if row.traps or dead else Finding.HEAVY_TAIL)
-    if row.traps:
+            found.append(Finding.OVER_TRAINED if has_trap or dead else Finding.HEAVY_TAIL)
+    if has_trap:
         found.append(Finding.TRAP)
     if dead and row.M >= 8:
         found.append(Finding.RANK_COLLAPSE)
     if row.levels:
         found.append(Finding.QUANTISED)
-    return tuple(found) or (Finding.HEALTHY,)
+    return found

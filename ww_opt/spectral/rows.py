@@ -43,6 +43,8 @@ class LayerDiagnostics:
         log_norm, log_spectral_norm, log_alpha_norm: log10 of the sum of the eigenvalues, of the largest, of
             the sum of ``eigenvalue^alpha``.
         alpha_hat: ``alpha * log10(largest eigenvalue)``.
+        normed: whether a norm (batch, layer, group, instance, RMS) follows and takes the layer's scale back; ``None``
+            where that is not known.
         findings: what follows from all this.
         note: what a reader should know: tied, dequantised, merged.
         extra: further columns: those asked for, and WeightWatcher's own in its convention.
@@ -79,6 +81,7 @@ class LayerDiagnostics:
     log_spectral_norm: float = _NAN
     log_alpha_norm: float = _NAN
     alpha_hat: float = _NAN
+    normed: bool | None = None
     findings: tuple[Finding, ...] = ()
     note: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -51,6 +51,7 @@ class LayerWeight:
         status: ``SUCCESS``, or why it cannot be analysed.
         note: what a reader should know: ties, dequantisation, parametrisation.
         version: hashable key that changes with the weights, valid for this ``name`` only; ``None``: never cache.
+        normed: whether a norm follows and takes the layer's scale back; ``None``: not known.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LayerWeight:
     status: Status
     note: str = ""
     version: tuple[object, ...] | None = None
+    normed: bool | None = None
 
 
 class _Part(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ww_opt.spectral.reading.checkpoints import open_checkpoint
 from ww_opt.spectral.reading.matrices import LayerWeight
 from ww_opt.spectral.reading.modules import module_rows
+from ww_opt.spectral.reading.norms import norms_of_module, norms_of_state, with_norms
 from ww_opt.spectral.reading.state_dicts import state_dict_in, state_rows
 
 Source: TypeAlias = "nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]"
@@ -41,12 +42,16 @@ def named_weights(source: Source) -> Iterator[LayerWeight]:
         ImportError: a safetensors file, and the package `safetensors` is not installed.
     """
     if isinstance(source, nn.Module):
-        return _at_least_one(module_rows(source), f"the model {type(source).__name__}")
+        found = with_norms(module_rows(source), norms_of_module(source))
+        return _at_least_one(found, f"the model {type(source).__name__}")
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
-        return _at_least_one(state_rows(open_checkpoint(path), is_transient=True), f"the checkpoint {path}")
+        state = open_checkpoint(path)
+        found = with_norms(state_rows(state, is_transient=True), norms_of_state(state))
+        return _at_least_one(found, f"the checkpoint {path}")
     if isinstance(source, Mapping):
-        return _at_least_one(state_rows(state_dict_in(source, "the mapping")), "the mapping")
+        state = state_dict_in(source, "the mapping")
+        return _at_least_one(with_norms(state_rows(state), norms_of_state(state)), "the mapping")
     raise TypeError(
         f"Weights are read from a torch module, a state dict or a path, but got {type(source).__name__}: "
         "pass the model itself, `model.state_dict()` or the file it was saved to."
