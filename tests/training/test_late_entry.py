@@ -18,7 +18,8 @@ from tests import tiny
 from ww_opt.reporting.summary import curves
 from ww_opt.search import records
 from ww_opt.spectral.scores import LATE_SHARE, guard
-from ww_opt.training.late_entry import Judgement, LateEntry, LateExamples, judge, late_loss
+from ww_opt.training.judging import Judgement, judge, late_loss
+from ww_opt.training.late_entry import LateEntry, LateExamples
 from ww_opt.training.run import Task, train
 
 
