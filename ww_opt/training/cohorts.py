@@ -82,7 +82,7 @@ def look_at_first_batch(model: nn.Module, late: LateExamples, batch: Any) -> Lat
 
 def _pair(late: LateExamples, model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     assert late.logits is not None
-    pair = late.logits(model, batch)
+    pair: Any = late.logits(model, batch)
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         got = f"{len(pair)} values" if isinstance(pair, tuple | list) else f"a {type(pair).__name__}"
         raise TypeError(f"`LateExamples.logits` must return two tensors, `(logits, labels)`, but returned {got}.")

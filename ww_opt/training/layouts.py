@@ -260,12 +260,8 @@ def _shares(y: torch.Tensor, layout: Layout) -> torch.Tensor:
 
 def _check_no_probabilities(z: torch.Tensor) -> None:
     """Logits that are not negative and sum to 1 in every row have been through a softmax."""
-    if (
-        len(z) > 1
-        and not bool(((z == 0) | (z == 1)).all())
-        and bool((z >= 0).all())
-        and bool(((z.sum(-1) - 1.0).abs() < 1e-4).all())
-    ):
+    is_hard = bool(((z == 0) | (z == 1)).all())
+    if len(z) > 1 and not is_hard and bool((z >= 0).all()) and bool(((z.sum(-1) - 1.0).abs() < 1e-4).all()):
         raise ValueError(
             "Logits must be what goes into the softmax, but these are probabilities, not negative and summing to 1: "
             "leave the softmax out, or give their logarithm."

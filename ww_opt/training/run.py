@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -109,8 +110,7 @@ class Checkpoint:
     ``train_loss`` is the clean training loss: dropout off, no gradient, averaged over a few training batches.
     ``running_loss`` is the mean over the steps since the last checkpoint, dropout on. ``first_loss`` is the clean
     loss before the first step. All are NaN or infinite where training diverged; the run ends with that checkpoint.
-    ``late`` is what examples that came late have said so far, of :class:`ww_opt.training.late_entry.LateExamples`.
-    ``in_nats`` says whether the loss is a cross-entropy.
+    ``late`` is what :class:`ww_opt.LateExamples` have said so far. ``in_nats``: whether the loss is a cross-entropy.
     ``model`` is the live model, in eval mode; ``seconds`` is the time spent in training since the start, without the
     caller's own time at checkpoints.
     """
@@ -176,11 +176,11 @@ def _checkpoints(
     entry = None if task.late_entry is None else task.late_entry.over(n_steps)
     probe = list(islice(task.epoch() if entry is None else _batches(task, entry.present), n_loss_batches))
     first_loss = _clean_loss(model, task, probe)
-    if task.late_entry is not None:
-        task = replace(task, late_entry=look_at_first_batch(model, task.late_entry, probe[0]))
+    late_entry = task.late_entry and look_at_first_batch(model, task.late_entry, probe[0])
     _restore_random_state(task, random_state)
     batches = _endless(task) if entry is None else (_taken(task, index) for index in entry)
     late: list[Judgement] = []
+    ways = partial(_taken, task), partial(_loss, model, task)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     seconds, in_nats = 0.0, task.in_nats
     for start in range(0, n_steps, interval_steps):
@@ -188,7 +188,8 @@ def _checkpoints(
         started = time.perf_counter()
         running = torch.zeros((), device=task.device)
         for step in range(start, stop):
-            late += [_judged(model, task, cohort, step) for cohort in (entry.joining(step) if entry else ())]
+            for cohort in entry.joining(step) if entry and late_entry else ():
+                late.append(judge_cohort(model.eval(), late_entry, cohort, step, *ways))
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * task.schedule(step / n_steps)
             loss = _step(model, task, optimizer, next(batches))
@@ -196,9 +197,8 @@ def _checkpoints(
             in_nats = is_cross_entropy(loss) if in_nats is None else in_nats
         random_state = _random_state(task)
         train_loss = _clean_loss(model, task, probe)
-        running_loss = float(running) / (stop - start)
+        losses = (train_loss, float(running) / (stop - start), first_loss)
         seconds += time.perf_counter() - started
-        losses = (train_loss, running_loss, first_loss)
         checkpoint = Checkpoint(stop, n_steps, model, *losses, seconds, tuple(late), in_nats is not False)
         yield checkpoint
         if stop == n_steps or not checkpoint.is_finite:
@@ -256,15 +256,6 @@ def _taken(task: Task, index: torch.Tensor) -> Any:
 def _batches(task: Task, index: torch.Tensor) -> Iterator[Any]:
     assert task.late_entry is not None
     return (_taken(task, part) for part in even_parts(index, task.late_entry.batch_size))
-
-
-def _judged(model: nn.Module, task: Task, cohort: torch.Tensor, step: int) -> Judgement:
-    """Judge the model, in eval mode, on examples that join now."""
-    assert task.late_entry is not None
-    model.eval()
-    return judge_cohort(
-        model, task.late_entry, cohort, step, lambda index: _taken(task, index), lambda batch: _loss(model, task, batch)
-    )
 
 
 def _clean_loss(model: nn.Module, task: Task, batches: Sequence[Any]) -> float:
