@@ -40,7 +40,7 @@ class Judgement:
         loss_error: standard error of the least of the losses over examples; NaN: not known.
         constant_accuracy: accuracy of a constant guess: for each half of the examples what is most frequent in the
             other half. NaN: not known.
-        constant_loss: loss of the frequencies of the other half, likewise.
+        constant_loss: loss of a constant guess, the entropy of the labels. NaN: not known.
     """
 
     step: int
@@ -177,14 +177,12 @@ def _error(values: torch.Tensor) -> float:
 
 
 def _constant(own: Answers) -> tuple[float, float]:
-    """Accuracy and loss of a constant, learnt on one half of the examples and asked of the other; both ways.
+    """Accuracy and loss of a constant, without the merit of having been chosen on the labels that judge it.
 
-    A constant that is chosen on the labels that it is judged by looks better than it is: among ten classes and 25
-    labels it would be right for .2 of them instead of .1.
+    Among ten classes and 25 labels the best constant would be right for .2 of them instead of .1. So the accuracy is
+    that of what is most frequent in the other half of the examples, both ways; the loss is the entropy of the labels
+    with the correction of Miller (1955) for its bias, ``(classes seen - 1) / (2 n)``.
     """
-    odd = _places(own.example) % 2 == 1
-    if not odd.any():
-        return math.nan, math.nan
     # labels as shares of all answers, [n, answers]; each column of yes/no labels has a constant of its own
     if own.kind == "several":
         shares = torch.cat([1.0 - own.labels, own.labels], -1)
@@ -192,17 +190,21 @@ def _constant(own: Answers) -> tuple[float, float]:
         shares = (
             own.labels if own.kind == "shares" else nn.functional.one_hot(own.labels, own.logits.shape[-1]).double()
         )
-    n_columns = int(own.column.max()) + 1
-    right = loss = 0.0
-    for asked in (odd, ~odd):
-        counts, wanted = (
-            shares.new_zeros(n_columns, shares.shape[-1]).index_add(0, own.column[half], shares[half])
-            for half in (~asked, asked)
-        )
-        right += float(wanted.gather(-1, counts.argmax(-1, keepdim=True)).sum())
-        frequencies = (counts + 0.5) / (counts + 0.5).sum(-1, keepdim=True)
-        loss -= float((wanted * frequencies.log()).sum())
-    return right / len(shares), loss / len(shares)
+    odd = _places(own.example) % 2 == 1
+    halves = [_counts(shares[half], own.column[half], int(own.column.max()) + 1) for half in (odd, ~odd)]
+    right = sum(
+        float(asked.gather(-1, seen.argmax(-1, keepdim=True)).sum()) for asked, seen in (halves, reversed(halves))
+    )
+    counts = halves[0] + halves[1]
+    n = counts.sum(-1)
+    entropy = torch.special.entr(counts / n.clamp(min=1.0).unsqueeze(-1)).sum(-1)
+    entropy += ((counts > 0).sum(-1) - 1).clamp(min=0) / (2.0 * n.clamp(min=1.0))
+    loss = float((n * entropy.clamp(max=math.log(counts.shape[-1]))).sum() / n.sum())
+    return right / len(shares) if odd.any() else math.nan, loss
+
+
+def _counts(shares: torch.Tensor, column: torch.Tensor, n_columns: int) -> torch.Tensor:
+    return shares.new_zeros(n_columns, shares.shape[-1]).index_add(0, column, shares)
 
 
 def are_in_nats(judgements: Sequence[Judgement]) -> bool:

@@ -188,7 +188,8 @@ def _checkpoints(
         started = time.perf_counter()
         running = torch.zeros((), device=task.device)
         for step in range(start, stop):
-            for cohort in entry.joining(step) if entry and late_entry else ():
+            for cohort in entry.joining(step) if entry else ():
+                assert late_entry is not None
                 late.append(judge_cohort(model.eval(), late_entry, cohort, step, *ways))
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * task.schedule(step / n_steps)
