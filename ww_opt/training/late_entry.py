@@ -123,7 +123,7 @@ class LateEntry:
         for step in range(self.n_steps):
             for newcomers in self.joining(step):
                 present = torch.cat([present, newcomers])
-                left = _shuffled(torch.cat([left, newcomers]))
+                left = _shuffled(torch.cat([left, newcomers])) if len(left) else left
             if not len(left) or (self.drop_last and len(left) < self.batch_size):
                 left = _shuffled(present)
             size = self._next_size(len(left))
