@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from ww_opt.spectral.scores import SCORES as SCORES
     from ww_opt.spectral.scores import score as score
     from ww_opt.study.study import Study as Study
+    from ww_opt.training.judging import judge as judge
+    from ww_opt.training.judging import late_loss as late_loss
     from ww_opt.training.late_entry import LateEntry as LateEntry
     from ww_opt.training.late_entry import LateExamples as LateExamples
-    from ww_opt.training.late_entry import judge as judge
-    from ww_opt.training.late_entry import late_loss as late_loss
     from ww_opt.training.layerwise import LayerSettings as LayerSettings
     from ww_opt.training.layerwise import add_dropout as add_dropout
     from ww_opt.training.layerwise import by_block as by_block
@@ -41,8 +41,8 @@ _HOME = {
     "add_dropout": "training.layerwise",
     "by_block": "training.layerwise",
     "by_layer": "training.layerwise",
-    "judge": "training.late_entry",
-    "late_loss": "training.late_entry",
+    "judge": "training.judging",
+    "late_loss": "training.judging",
     "report": "search.objective",
     "report_late": "search.objective",
     "score": "spectral.scores",

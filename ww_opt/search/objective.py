@@ -19,7 +19,7 @@ from ww_opt.search.space import LayerwiseSpace
 from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.scores import Direction, Score, named_score
 from ww_opt.spectral.scores import score as score_of
-from ww_opt.training.late_entry import Judgement, late_loss
+from ww_opt.training.judging import Judgement, are_in_nats, late_loss
 from ww_opt.training.layerwise import apply_dropout, parameter_groups
 from ww_opt.training.run import Checkpoint, Task, train
 
@@ -60,13 +60,17 @@ def report(
         raise _pruned(trial, step, f"the training loss became {train_loss} at step {step}: training diverged")
     started = time.perf_counter()
     diagnosis = diagnose(model)
-    raw = score_of(diagnosis, chosen.unguarded())
-    first_loss = records.read(trial, "first_loss")
     late = _late(trial)
     judged_late = late_loss(late) if late else None
+    # late examples judge networks that are too narrow for spectra as well; the training loss alone is no judge
+    needs_spectra = not chosen.is_guarded or records.read(trial, "guard", "late") != "late"
+    raw = score_of(diagnosis, chosen.unguarded()) if needs_spectra else chosen.unguarded()(diagnosis)
+    first_loss = records.read(trial, "first_loss")
     value = raw
     if chosen.is_guarded:
-        value = chosen(diagnosis, train_loss=train_loss, first_loss=first_loss, late_loss=judged_late)
+        in_nats = are_in_nats(late) if late else records.read(trial, "in_nats", True)
+        losses = {"train_loss": train_loss, "first_loss": first_loss, "late_loss": judged_late}
+        value = chosen(diagnosis, **losses, in_nats=in_nats)
     records.write_look(
         trial,
         records.Look(
@@ -189,6 +193,7 @@ class SpectralObjective:
         chosen = named_score(self.score)
         _check_direction(trial, self.direction)
         late_entry = self.task.late_entry if self.guard == "late" else None
+        records.write(trial, guard=self.guard)
         task = replace(self.task, late_entry=late_entry, optimizer=_recording(trial, self.task.optimizer))
         value = math.nan
         with _seeded(self.seed, self.task.device):
@@ -205,7 +210,7 @@ class SpectralObjective:
 
     def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, score: Score) -> float:
         if records.read(trial, "first_loss") is None:
-            records.write(trial, first_loss=checkpoint.first_loss)
+            records.write(trial, first_loss=checkpoint.first_loss, in_nats=checkpoint.in_nats)
         if checkpoint.late:
             report_late(trial, checkpoint.late)
         # the running loss sees a divergence that the few batches of the clean loss may miss

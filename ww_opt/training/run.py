@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ww_opt.training.late_entry import Judgement, LateExamples, judge
+from ww_opt.training.cohorts import even_parts, is_cross_entropy, judge_cohort, look_at_first_batch
+from ww_opt.training.judging import Judgement
+from ww_opt.training.late_entry import LateExamples
 
 __all__ = ["Checkpoint", "Task", "constant", "cosine", "momentum_key", "train"]
 
@@ -48,6 +51,8 @@ class Task:
         late_entry: the training examples by number. :func:`train` lets some of them join towards the end, and judges
             the model on them just before; batches then come from here, not from ``batches``. No data is lost. A
             ``SpectralObjective`` uses it with ``guard="late"`` alone.
+        in_nats: whether the loss is a cross-entropy; guards treat others by their ratio to the first loss. ``None``:
+            told from torch's graph of the first step.
 
     Raises:
         TypeError: a callable is none, or ``batches`` can be walked through only once.
@@ -65,6 +70,7 @@ class Task:
     name: str = "task"
     steps_per_epoch: int | None = None
     late_entry: LateExamples | None = None
+    in_nats: bool | None = None
 
     def __post_init__(self) -> None:
         for field in ("build_model", "loss", "optimizer", "schedule", "evaluate"):
@@ -104,7 +110,7 @@ class Checkpoint:
     ``train_loss`` is the clean training loss: dropout off, no gradient, averaged over a few training batches.
     ``running_loss`` is the mean over the steps since the last checkpoint, dropout on. ``first_loss`` is the clean
     loss before the first step. All are NaN or infinite where training diverged; the run ends with that checkpoint.
-    ``late`` is what examples that came late have said so far, of :class:`ww_opt.training.late_entry.LateExamples`.
+    ``late`` is what :class:`ww_opt.LateExamples` have said so far. ``in_nats``: whether the loss is a cross-entropy.
     ``model`` is the live model, in eval mode; ``seconds`` is the time spent in training since the start, without the
     caller's own time at checkpoints.
     """
@@ -117,6 +123,7 @@ class Checkpoint:
     first_loss: float
     seconds: float
     late: tuple[Judgement, ...] = ()
+    in_nats: bool = True
 
     @property
     def is_finite(self) -> bool:
@@ -169,25 +176,31 @@ def _checkpoints(
     entry = None if task.late_entry is None else task.late_entry.over(n_steps)
     probe = list(islice(task.epoch() if entry is None else _batches(task, entry.present), n_loss_batches))
     first_loss = _clean_loss(model, task, probe)
+    late_entry = task.late_entry and look_at_first_batch(model, task.late_entry, probe[0])
     _restore_random_state(task, random_state)
     batches = _endless(task) if entry is None else (_taken(task, index) for index in entry)
     late: list[Judgement] = []
+    ways = partial(_taken, task), partial(_loss, model, task)
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    seconds = 0.0
+    seconds, in_nats = 0.0, task.in_nats
     for start in range(0, n_steps, interval_steps):
         stop = min(start + interval_steps, n_steps)
         started = time.perf_counter()
         running = torch.zeros((), device=task.device)
         for step in range(start, stop):
-            late += [_judged(model, task, cohort, step) for cohort in (entry.joining(step) if entry else ())]
+            for cohort in entry.joining(step) if entry else ():
+                assert late_entry is not None
+                late.append(judge_cohort(model.eval(), late_entry, cohort, step, *ways))
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * task.schedule(step / n_steps)
-            running += _step(model, task, optimizer, next(batches))
+            loss = _step(model, task, optimizer, next(batches))
+            running += loss.detach()
+            in_nats = is_cross_entropy(loss) if in_nats is None else in_nats
         random_state = _random_state(task)
         train_loss = _clean_loss(model, task, probe)
-        running_loss = float(running) / (stop - start)
+        losses = (train_loss, float(running) / (stop - start), first_loss)
         seconds += time.perf_counter() - started
-        checkpoint = Checkpoint(stop, n_steps, model, train_loss, running_loss, first_loss, seconds, tuple(late))
+        checkpoint = Checkpoint(stop, n_steps, model, *losses, seconds, tuple(late), in_nats is not False)
         yield checkpoint
         if stop == n_steps or not checkpoint.is_finite:
             return
@@ -223,7 +236,7 @@ def _step(model: nn.Module, task: Task, optimizer: Optimizer, batch: Any) -> tor
     if task.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), task.clip_norm)
     optimizer.step()
-    return loss.detach()
+    return loss
 
 
 def _endless(task: Task) -> Iterator[Any]:
@@ -243,21 +256,7 @@ def _taken(task: Task, index: torch.Tensor) -> Any:
 
 def _batches(task: Task, index: torch.Tensor) -> Iterator[Any]:
     assert task.late_entry is not None
-    return (_taken(task, part) for part in torch.split(index, task.late_entry.batch_size))
-
-
-def _judged(model: nn.Module, task: Task, cohort: torch.Tensor, step: int) -> Judgement:
-    """Judge the model, in eval mode, on examples that join now."""
-    assert task.late_entry is not None
-    model.eval()
-    with torch.no_grad():
-        parts = list(_batches(task, cohort))
-        if task.late_entry.logits is None:
-            sizes = [len(part) for part in torch.split(cohort, task.late_entry.batch_size)]
-            total = sum(n * float(_loss(model, task, part)) for n, part in zip(sizes, parts, strict=True))
-            return Judgement(step, len(cohort), math.nan, (total / len(cohort),))
-        logits, labels = zip(*(task.late_entry.logits(model, part) for part in parts), strict=True)
-    return judge(torch.cat([own.flatten(0, -2) for own in logits]), torch.cat([own.flatten() for own in labels]), step)
+    return (_taken(task, part) for part in even_parts(index, task.late_entry.batch_size))
 
 
 def _clean_loss(model: nn.Module, task: Task, batches: Sequence[Any]) -> float:
