@@ -16,7 +16,8 @@ from ww_opt.spectral.measuring.measure import Measured, Options, measure
 from ww_opt.spectral.measuring.schedule import Memory, fingerprint, in_batches, in_parallel, n_bytes
 from ww_opt.spectral.measuring.spectra import release
 from ww_opt.spectral.measuring.weightwatcher import frame_columns
-from ww_opt.spectral.reading.weights import LayerWeight, Source, named_weights
+from ww_opt.spectral.reading.roles import Unsettled, settle
+from ww_opt.spectral.reading.weights import LayerWeight, Source, read
 from ww_opt.spectral.rows import Convention, Diagnosis, LayerDiagnostics
 
 __all__ = ["COLLAPSED", "diagnose"]
@@ -68,10 +69,12 @@ def diagnose(
     options = Options(convention, randomize, mp_fit, erg, seed)
     known, whole = _MEMORY.of(source), fingerprint(source)
     if whole is not None and known.get(options, (None, None))[0] == whole:
-        return Diagnosis(known[options][1], convention)
-    rows = _rows(named_weights(source), options, known, n_bytes(source))
-    known[options] = (whole, rows)
-    return Diagnosis(rows, convention)
+        return Diagnosis(known[options][1], convention, known[options][2])
+    reading = read(source)
+    rows, note = _rows(reading.weights, options, known, n_bytes(source))
+    note = "; ".join(filter(None, (f"read from the checkpoint's {reading.where}" if reading.where else "", note)))
+    known[options] = (whole, rows, note)
+    return Diagnosis(rows, convention, note)
 
 
 _MEMORY = Memory()
@@ -79,20 +82,22 @@ _MEMORY = Memory()
 
 def _rows(
     weights: Iterable[LayerWeight], options: Options, known: dict[object, Any], total: int | None
-) -> tuple[LayerDiagnostics, ...]:
-    """Measure what is not known yet, layers in parallel, and fit all of it together."""
+) -> tuple[tuple[LayerDiagnostics, ...], str]:
+    """Measure what is not known yet, layers in parallel, fit all of it together, and say what each layer is."""
     generator = np.random.RandomState(options.seed)
     # layers that share one stream of random numbers depend on their neighbours: one after the other, none left out
     shares_stream = options.randomize and options.convention == "weightwatcher"
     rows: list[LayerDiagnostics | None] = []
-    versions: list[tuple[object, ...] | None] = []
+    listed: list[LayerWeight] = []
+    unsettled: list[Unsettled] = []
 
     def unknown() -> Iterator[tuple[int, LayerWeight]]:
         for place, weight in enumerate(weights):
             version, row = known.get((options, weight.name), (None, None))
-            is_known = isinstance(row, LayerDiagnostics) and version == weight.version and not shares_stream
+            is_known = isinstance(row, LayerDiagnostics) and version == _version(weight) and not shares_stream
             rows.append(row if is_known else None)
-            versions.append(weight.version)
+            listed.append(replace(weight, matrices=None, version=_version(weight)))
+            unsettled.append(Unsettled(weight.kind, weight.role, _width(weight), weight.facts))
             if not is_known:
                 yield place, weight
 
@@ -110,11 +115,27 @@ def _rows(
     fits = iter(fit_power_laws([sample for _, item in measured for sample in item.samples]))
     for place, item in measured:
         row = _row(item, [next(fits) for _ in item.samples], options.convention)
-        if versions[place] is not None:
-            known[(options, row.name)] = (versions[place], row)
+        if listed[place].version is not None:
+            known[(options, row.name)] = (listed[place].version, row)
         rows[place] = row
-    whole = tuple(row for row in rows if row is not None)
-    return _beside_others(whole) if options.convention == "default" else whole
+    settled = settle(unsettled)
+    whole = []
+    complete = [row for row in rows if row is not None]
+    for row, weight, verdict in zip(complete, listed, settled.verdicts, strict=True):
+        note = "; ".join(text for text in (weight.note, verdict.note) if text)
+        is_same = (row.role, row.note, row.parameter) == (verdict.role, note, weight.parameter)
+        whole.append(row if is_same else replace(row, role=verdict.role, note=note, parameter=weight.parameter))
+    return _beside_others(tuple(whole)) if options.convention == "default" else tuple(whole), settled.note
+
+
+def _version(weight: LayerWeight) -> tuple[object, ...] | None:
+    """What a row is known again by: the numbers, and how they were cut into matrices."""
+    own = weight.matrices
+    return None if weight.version is None or own is None else (weight.version, weight.kind, tuple(own.shape))
+
+
+def _width(weight: LayerWeight) -> int:
+    return 0 if weight.matrices is None else min(weight.matrices.shape[1:])
 
 
 def _beside_others(rows: tuple[LayerDiagnostics, ...]) -> tuple[LayerDiagnostics, ...]:

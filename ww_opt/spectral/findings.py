@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["NARROW", "Finding", "Status"]
+__all__ = ["NARROW", "Finding", "Role", "Status"]
 
 NARROW = 32
 """Matrices narrower than this say little: no finding on alpha or spikes is made of them."""
@@ -27,6 +27,19 @@ class Finding(Enum):
     )
     NOT_FITTED = "not fitted"
     TOO_SMALL = "too small to judge: under 32 wide, thresholds on alpha mean nothing"
+
+
+class Role(Enum):
+    """What a weight is in its network, which says whether a score looks at it. The value is the reason, in words."""
+
+    HIDDEN = "hidden layer"
+    HEAD = "an output layer, whose spectrum follows the number of outputs"
+    EMBEDDING = "an embedding, whose spectrum follows the frequencies of tokens"
+    TABLE = "a table, mask or state that no layer multiplies with"
+    ADAPTER = "part of an adapter; what the network multiplies with is the merged weight"
+    BASE = "a base weight beneath an adapter; what the network multiplies with is the merged weight"
+    FROZEN = "frozen, so that no optimizer step changes it, while other hidden layers are trained"
+    UNSURE = "not sure to be a hidden layer, as the note says"
 
 
 class Status(Enum):
