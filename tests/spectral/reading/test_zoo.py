@@ -91,6 +91,7 @@ LEFT_OUT = {
     "unet": {"outc.conv"},
     "bert_of_one_layer": {"classifier.out_proj"},
     "masked_bert": {"bert.embeddings.word_embeddings"},
+    "bert": {"classifier"},
     "swin": {"head.fc"},
     "resnet": {"fc"},
     "convnet": {"classifier"},

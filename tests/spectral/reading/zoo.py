@@ -281,7 +281,9 @@ def mamba() -> nn.Module:
 @animal
 def torch_transformer() -> nn.Module:
     return tree(
-        src_tok=nn.Embedding(VOCABULARY, D), body=nn.Transformer(D, 2, 2, 1, WIDE), generator=nn.Linear(D, VOCABULARY)
+        src_tok=nn.Embedding(VOCABULARY, D),
+        body=nn.Transformer(D, 2, 2, 1, WIDE, batch_first=True),
+        generator=nn.Linear(D, VOCABULARY),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ww_opt.spectral.reading.names import is_inner, named_output, plain_parts
@@ -82,15 +82,16 @@ def find_heads(layers: Sequence[Layer], is_tied: bool) -> Heads:
     """
     items = _items(layers)
     outside = [item for item in items if item.layer.is_hidden and not item.in_block]
+    candidates = [item for item in outside if item.is_matrix and not is_inner(item.parts)]
+    ends = {item.place for item in _ends(candidates, items)}
     places = _by_name(outside, True)
     if not places and not is_tied:
-        places = _unconsumed_first(_by_name(outside, False), items)
-    candidates = [item for item in outside if item.is_matrix and not is_inner(item.parts)]
-    ends = {item.place for item in _ends(candidates, items)} - places
-    doubtful = {item.place for item in candidates if item.place in ends and item.layer.is_ambiguous}
+        places = _weakly_named(outside, items, ends)
+    doubtful = {item.place for item in candidates if item.place in ends - places and item.layer.is_ambiguous}
+    doubtful -= _by_number(candidates, items)  # the last of a sequence is no embedding
     places |= ends - doubtful
     if not places and not doubtful and not is_tied:
-        places = _by_number(candidates, outside) or _odd_block(items)
+        places = _by_number(candidates, items) or _odd_block(items)
     hidden = {item.place for item in items if item.layer.is_hidden}
     if not hidden - places - doubtful:
         places, doubtful = set(), set()
@@ -146,18 +147,27 @@ def _outputs_of(container: tuple[str, ...], group: Sequence[_Item]) -> set[int]:
     direct = {item.place for item in group if item.parts == container}
     if direct:
         return direct
-    usual = [item for item in group if not is_inner(item.parts[len(container) :])]
+    named = [replace(item, parts=item.parts[len(container) :]) for item in group]
+    inside = _by_name(named, True)  # such as `decode_head.classifier`
+    if inside:
+        return inside
+    # an output module may call its last layer as attentions call theirs
+    usual = [item for item in group if item.parts[-1] == "out_proj" or not is_inner(item.parts[len(container) :])]
     if len(usual) == 1:
         [item] = usual
-        is_dense = item.layer.shape[:1] == item.layer.shape[1:2] and item.parts[-1] in ("dense", "transform", "hidden")
-        return set() if is_dense else {item.place}
-    taken = _taken_in(group)
+        # what is before a decoder that is tied with the embedding
+        return set() if item.parts[-1] in ("dense", "transform", "hidden") else {item.place}
+    taken = {item.layer.shape[1] for item in group if len(item.layer.shape) > 1}
     ends = {item.place for item in usual if item.layer.shape and item.out not in taken}
-    return ends or _by_number(usual, usual)
+    return ends or _by_number(usual, group)
 
 
-def _unconsumed_first(places: set[int], items: Sequence[_Item]) -> set[int]:
-    """Of several weakly named layers those whose output no other takes in; if it is not clear, none."""
+def _weakly_named(outside: Sequence[_Item], items: Sequence[_Item], ends: set[int]) -> set[int]:
+    """Those that nothing contradicts: a matrix of such a name goes on where another is an end; two, where none is."""
+    places = _by_name(outside, False)
+    kernels = {item.place for item in outside if not item.is_matrix}
+    if ends:
+        return places & (ends | kernels)
     if len(places) < 2:
         return places
     taken = _taken_in(items)
@@ -198,26 +208,29 @@ def _is_square(n: int) -> bool:
     return n > 1 and round(n**0.5) ** 2 == n
 
 
-def _numbered(item: _Item) -> tuple[str, tuple[int, ...]] | None:
+def _numbered(path: Sequence[str]) -> tuple[str, tuple[int, ...]] | None:
     """``net.4`` -> ``net``, 4; ``fc3`` -> ``fc``, 3; ``layers.2.0`` -> ``layers``, (2, 0)."""
-    parts = list(item.parts)
+    parts = list(path)
     numbers: list[int] = []
     while parts and parts[-1].isdigit():
         numbers.insert(0, int(parts.pop()))
     if not numbers:
-        found = re.fullmatch(r"(\D+)(\d+)", parts[-1])
+        found = re.fullmatch(r"(\D+)(\d+)", parts[-1]) if parts else None
         if not found:
             return None
         parts[-1], numbers = found[1], [int(found[2])]
     return ".".join(parts), tuple(numbers)
 
 
-def _by_number(candidates: Sequence[_Item], beside: Sequence[_Item]) -> set[int]:
-    """The last of a plain sequence, where each layer takes in what the one before gives, flattened or not."""
+def _by_number(candidates: Sequence[_Item], items: Sequence[_Item]) -> set[int]:
+    """The last of a plain sequence, where each layer takes in what the one before gives, flattened or not.
+
+    What else is numbered in the same row (blocks, convolutions) stands before it; one layer alone is no sequence.
+    """
     groups: dict[str, list[tuple[tuple[int, ...], _Item]]] = defaultdict(list)
     loose = 0
     for item in candidates:
-        numbered = _numbered(item)
+        numbered = _numbered(item.parts)
         if numbered is None:
             loose += 1
         else:
@@ -230,11 +243,22 @@ def _by_number(candidates: Sequence[_Item], beside: Sequence[_Item]) -> set[int]
     [(stem, group)] = groups.items()
     group.sort(key=lambda pair: pair[0])
     last_number, last = group[-1]
-    numbers = [found[1] for item in beside if (found := _numbered(item)) is not None and found[0] == stem]
+    numbers = [number for item in items if (number := _number_in(item, stem))]
     chained = all(
         after.layer.shape[1] % max(before.layer.shape[0], 1) == 0 for (_, before), (_, after) in pairwise(group)
     )
-    return {last.place} if chained and last_number == max(numbers, default=last_number) else set()
+    is_last = len(numbers) > 1 and max(numbers)[: len(last_number)] == last_number
+    return {last.place} if chained and is_last else set()
+
+
+def _number_in(item: _Item, stem: str) -> tuple[int, ...]:
+    """The number of a layer, or of the block that it is in, in the row called ``stem``; empty: it is in another."""
+    for end in range(1, len(item.parts) + 1):
+        numbered = _numbered(item.parts[:end])
+        if numbered is not None and numbered[0] == stem:
+            rest = item.parts[end:]
+            return (*numbered[1], *(map(int, rest) if all(part.isdigit() for part in rest) else ()))
+    return ()
 
 
 def _odd_block(items: Sequence[_Item]) -> set[int]:

@@ -122,7 +122,7 @@ def _piece_rows(piece: _Piece, prefix: str, is_frozen: bool, ties: tuple[str, ..
         leaf=piece.key,
         shape=_shape(tensor) or (),
         bias=_shape(bias),
-        is_told=kind != "parameter" or (piece.key == "weight" and type(place.module).__module__.startswith("torch.nn")),
+        is_told=kind != "parameter" or (piece.key == "weight" and _is_torchs_own(place.module)),
         is_frozen=is_frozen,
         ties=ties,
     )
@@ -143,6 +143,11 @@ def _piece_rows(piece: _Piece, prefix: str, is_frozen: bool, ties: tuple[str, ..
         yield row
     else:
         yield from rows(row, tensor, piece.key, getattr(place.module, "groups", 1) if "conv" in kind else 1)
+
+
+def _is_torchs_own(module: nn.Module) -> bool:
+    """Whether torch made its class, as that of a norm, so that its weight is no layer's unless its kind is known."""
+    return type(module).__module__.startswith("torch.nn.modules") and type(module) is not nn.Module
 
 
 def _shape(value: object) -> tuple[int, ...] | None:

@@ -24,7 +24,7 @@ _WRAPPED = ("base_model", "merged", "original_module", "base_layer", "_orig_mod"
 _STRONG = re.compile(
     r"(?P<many>(\w+_)?(heads|classifiers|outputs_list))|(\w+_)?head(_?\d+|_\w+)?|(\w+_)?classif(y|ier|ication)\w*|cls"
     r"|(\w+_)?logits?|qa_outputs|scores?|embed_out|proj_out|seq_relationship|unembed\w*|output_projection|aux_?\d*"
-    r"|aux_?logits|(\w+_)?predictions?|readout|regressor"
+    r"|aux_?logits|(\w+_)?predictions?|readout|regress\w*"
 )
 _DECODER = re.compile(r"decoder")  # of masked-language models: a layer of its own; else a whole half of a network
 _NOT_STRONG = re.compile(
@@ -32,8 +32,8 @@ _NOT_STRONG = re.compile(
 )
 # an output layer, if nothing says so more clearly
 _WEAK = re.compile(
-    r"fc|(\w+_)?out(put)?s?_?\d*|out(put)?_\w+|outc|(final|last)\w*|\w+_(final|last)|(\w+_)?pred(ict(or|ed)?)?_?\d*"
-    r"|generator|to_(rgb|out|pixels?|vocab)|vocab_\w+"
+    r"fc|(\w+_)?out(put)?s?_?\d*|out(put)?_?\w+|outc|(final|last)\w*|\w+_(final|last)|(\w+_)?pred(ict(or|ed)?)?_?\d*"
+    r"|generator|to_(rgb|out|pixels?|vocab)|vocab_(proj\w*|linear|head)"
 )
 _NOT_WEAK = re.compile(r"out_proj|to_out|output_proj")
 # never an output layer, whatever its shape: what a block is made of
@@ -104,6 +104,8 @@ def is_embedding(owner: str) -> bool:
     """Whether a matrix without a bias is an embedding by its name."""
     parts = [part.lower() for part in plain_parts(owner) if not part.isdigit()]
     if not parts:
+        return False
+    if _STRONG.fullmatch(parts[-1]):  # `embed_out`
         return False
     if _TOKENS.fullmatch(parts[-1]) or _EMBEDDING.fullmatch(parts[-1]):
         return True

@@ -12,6 +12,7 @@ from ww_opt.spectral.reading.names import could_be_embedding, is_embedding, is_n
 __all__ = ["Facts", "Settled", "Unsettled", "Verdict", "role_of", "settle"]
 
 NO_HEAD = "the output layer cannot be told from names and shapes: none is left out of the score"
+_STACK = "stacked matrices count as one layer; a file that keeps them apart has a row for each"
 _NO_BIAS = "read without its module: an embedding would look the same"
 
 
@@ -88,11 +89,13 @@ def _bare(facts: Facts) -> Verdict:
             return Verdict(Role.TABLE, "the weight of a norm: no layer multiplies with it")
         if len(facts.shape) == 2 and facts.bias is None and is_embedding(facts.path):
             return Verdict(Role.EMBEDDING, "taken as an embedding by its name")
-        if len(facts.shape) == 2 or (len(facts.shape) == 3 and is_stack_of_matrices):
+        if len(facts.shape) == 2:
             return Verdict(Role.HIDDEN)
+        if len(facts.shape) == 3 and is_stack_of_matrices:
+            return Verdict(Role.HIDDEN, _STACK)
         return Verdict(Role.UNSURE, "a weight of this shape belongs to no layer that is known")
     if is_stack_of_matrices and is_stack(facts.path, facts.leaf):
-        return Verdict(Role.HIDDEN)
+        return Verdict(Role.HIDDEN, _STACK)
     if is_table(facts.leaf) or (len(facts.shape) == 2 and not is_weight_like(facts.leaf)):
         return Verdict(Role.TABLE)
     return Verdict(Role.UNSURE, "a bare parameter: whether a layer multiplies with it cannot be told")

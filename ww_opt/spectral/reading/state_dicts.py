@@ -173,9 +173,9 @@ def _is_size_of(g: Tensor, v: Tensor) -> bool:
 
 def _weight_norm(g: Tensor, v: Tensor) -> Tensor:
     """Weight g v / |v| (Salimans and Kingma 2016, eq. 2), norms over the dimensions along which g has one entry."""
-    axes = tuple(axis for axis in range(v.ndim) if g.ndim == 0 or g.shape[axis] == 1)
-    norms: Tensor = torch.linalg.vector_norm(v, dim=axes, keepdim=True)
-    return v * (g / norms)
+    dim = next((axis for axis, length in enumerate(g.shape) if length != 1), -1)
+    weight: Tensor = torch._weight_norm(v, g, dim)  # torch's own, so that a file gives the module's bits
+    return weight
 
 
 def _kind(entry: _Entry, bias: Tensor | None, ties: Sequence[str], state: Mapping[str, Any]) -> str:
