@@ -429,6 +429,7 @@ class TestAnalyze:
         assert " ".join(answer.out.split()[:9]) == "layer shape alpha D spikes traps rank loss finding"
         for word in ("64x48", "not fitted", "default", "Weights say how much was learnt, not whether it was right"):
             assert word in answer.out
+        assert "- 3: under 32 wide" in answer.out or "- 3: an output layer" in answer.out
         assert "better" not in answer.out.partition("default  ")[2], "no verdict on two models stands beside a score"
 
     def test_causes_are_told_where_something_is_found(self, ww: Runner) -> None:
