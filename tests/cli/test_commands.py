@@ -437,7 +437,7 @@ class TestAnalyze:
         model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 3))
         torch.save(model.state_dict(), "start.pt")
         out = " ".join(ww("analyze", "start.pt").out.split())
-        assert "Nothing was learnt: of 3 judged layers every one has moved little" in out
+        assert "Nothing was learnt that a spectrum shows: all 3 judged layers have moved little" in out
         assert "What this may come from, most likely first - too little training of the whole net" in out
         assert "healthy" not in out
         rows = json.loads(ww("analyze", "start.pt", "--json").out)

@@ -88,7 +88,7 @@ def test_of_a_healthy_net_nothing_is_said() -> None:
 def test_a_net_at_its_start_has_learnt_nothing() -> None:
     torch.manual_seed(0)
     rows = diagnose(nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(3)), nn.Linear(WIDTH, 10)))
-    assert nothing_learnt(rows).startswith("Nothing was learnt: of 3 judged layers")
+    assert nothing_learnt(rows).startswith("Nothing was learnt that a spectrum shows: all 3 judged")
     assert [item.cause for item in suggestions(rows)] == [Cause.TOO_LITTLE_TRAINING, Cause.NOT_MOVED]
     assert nothing_learnt(diagnose(net(start))) == ""
 

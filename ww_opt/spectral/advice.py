@@ -141,7 +141,7 @@ def nothing_learnt(diagnosis: Diagnosis) -> str:
     layers = judged(diagnosis)
     if not layers or not _all_have(Finding.MOVED_LITTLE, layers):
         return ""
-    return f"Nothing was learnt: of {len(layers)} judged layers every one has moved little since its start."
+    return f"Nothing was learnt that a spectrum shows: all {len(layers)} judged layers have moved little."
 
 
 def _of_layer(row: LayerDiagnostics, ratios: Mapping[str, float], signs: Signs) -> dict[Cause, float]:
