@@ -23,6 +23,7 @@ FLOORS_OF_SPECTRAL: tuple[tuple[str, ...], ...] = (
     ("findings", "guards", "rows"),
     ("reading",),
     ("measuring",),
+    ("rules",),
     ("diagnostics", "comparison"),
     ("scores",),
     ("advice",),

@@ -13,9 +13,9 @@ from benchmarks.evidence.kept import DATA, Record, diagnosis, read
 from benchmarks.evidence.tasks import CASES, Case
 from ww_opt.spectral import diagnose
 from ww_opt.spectral.advice import SIGNS, Cause, Signs, suggestions
-from ww_opt.spectral.diagnostics import LIMITS, Limits, with_findings
 from ww_opt.spectral.findings import CALLS_TO_ACT, Finding
 from ww_opt.spectral.rows import Diagnosis
+from ww_opt.spectral.rules import LIMITS, Limits, with_findings
 from ww_opt.spectral.scores import judged
 
 __all__ = ["Verdict", "by_finding", "left_out", "of_causes", "of_findings", "of_good_runs", "verdict", "verdicts"]

@@ -53,6 +53,7 @@ def test_the_document_has_these_figures(judged: list[Verdict], records: list[Rec
         here, other = (of(judged, fault, tasks) for tasks in (JUDGED_TASKS, OTHER_TASKS))
         line = next(line for line in DOCUMENT.splitlines() if line.startswith(f"| {fault} |"))
         if fault in RIGHT:
+            assert f"| {fault} | {sum(item.is_first for item in here)} of {len(here)} |" in line
             for part in (here, other):
                 assert f"{sum(item.is_second for item in part)} of {len(part)}" in line
         for part in (here, other):

@@ -429,6 +429,7 @@ class TestAnalyze:
         assert " ".join(answer.out.split()[:9]) == "layer shape alpha D spikes traps rank loss finding"
         for word in ("64x48", "not fitted", "default", "Weights say how much was learnt, not whether it was right"):
             assert word in answer.out
+        assert "- 3: under 32 wide" in answer.out or "- 3: an output layer" in answer.out
         assert "better" not in answer.out.partition("default  ")[2], "no verdict on two models stands beside a score"
 
     def test_causes_are_told_where_something_is_found(self, ww: Runner) -> None:
@@ -436,7 +437,7 @@ class TestAnalyze:
         model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 3))
         torch.save(model.state_dict(), "start.pt")
         out = " ".join(ww("analyze", "start.pt").out.split())
-        assert "Nothing was learnt: of 3 judged layers every one has moved little" in out
+        assert "Nothing was learnt that a spectrum shows: all 3 judged layers have moved little" in out
         assert "What this may come from, most likely first - too little training of the whole net" in out
         assert "healthy" not in out
         rows = json.loads(ww("analyze", "start.pt", "--json").out)

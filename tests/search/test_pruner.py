@@ -171,6 +171,8 @@ class TestRules:
             ([layer("a"), layer("b", "RANK_COLLAPSE"), layer("c")], "rule rank_collapse: rank collapse in ['b']"),
             ([layer("a", "MOVED_LITTLE", M=31), layer("b", "TRAP", M=8), layer("c", "RANK_COLLAPSE", M=31)], ""),
             ([layer("a", "UNDER_TRAINED"), layer("b", "OVER_TRAINED")], ""),
+            ([layer("a"), layer("b", "RANK_COLLAPSE", role="HEAD"), layer("c", "TRAP", role="EMBEDDING")], ""),
+            ([layer("a", "RANK_COLLAPSE", role="HIDDEN")], "rule rank_collapse: rank collapse in ['a']"),
             ([], ""),
         ],
     )

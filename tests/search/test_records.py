@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from ww_opt.search.records import LayerRecord, Look, layer_records, looks, read, reason, write, write_look
-from ww_opt.spectral.findings import Finding
+from ww_opt.spectral.findings import Finding, Role
 
 ROOT = Path(__file__).parents[2]
 LAYER = LayerRecord(
@@ -30,8 +30,9 @@ LAYER = LayerRecord(
     stable_rank=8.5,
     spectral_norm=2.5,
     findings=("TRAP", "MOVED_LITTLE"),
+    role="HIDDEN",
 )
-UNFITTED = replace(LAYER, name="head", alpha=math.nan, D=math.nan, sigma=math.nan, findings=())
+UNFITTED = replace(LAYER, name="head", alpha=math.nan, D=math.nan, sigma=math.nan, findings=(), role="HEAD")
 LOOK = Look(step=60, n_steps=600, value=3.5, score=3.25, train_loss=0.5, seconds=0.01, layers=(LAYER, UNFITTED))
 
 
@@ -124,11 +125,12 @@ class TestLayerRecords:
         class Row:
             values: LayerRecord
             findings: tuple[Finding, ...]
+            role: Role
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(self.values, name)
 
-        rows: Any = [Row(LAYER, (Finding.TRAP, Finding.MOVED_LITTLE)), Row(UNFITTED, ())]
+        rows: Any = [Row(LAYER, (Finding.TRAP, Finding.MOVED_LITTLE), Role.HIDDEN), Row(UNFITTED, (), Role.HEAD)]
         for found, expected in zip(layer_records(rows), (LAYER, UNFITTED), strict=True):
             assert_same(found, expected)
 

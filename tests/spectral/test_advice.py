@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tests.spectral.test_findings import any_row
 from ww_opt.spectral import Diagnosis, diagnose
 from ww_opt.spectral.advice import Cause, nothing_learnt, suggestions
-from ww_opt.spectral.diagnostics import with_findings
+from ww_opt.spectral.findings import Finding, Role
+from ww_opt.spectral.rules import with_findings
 
 WIDTH = 64
 
@@ -41,9 +42,9 @@ def start(W: Tensor) -> Tensor:
     return nn.Linear(WIDTH, WIDTH).weight.detach()
 
 
-def huge(W: Tensor) -> Tensor:
+def huge(W: Tensor, times: float = 40.0) -> Tensor:
     W = W.clone()
-    W[3, 5] = 40 * W.std()
+    W[3, 5] = times * W.std()
     return W
 
 
@@ -65,6 +66,7 @@ def rounded(W: Tensor) -> Tensor:
         (lambda W: 0.1 * W, Cause.DECAY_TOO_HIGH, 2),
         (start, Cause.NOT_MOVED, 1),
         (huge, Cause.HUGE_ENTRY, 1),
+        (lambda W: huge(W, 1000.0), Cause.HUGE_ENTRY, 1),
         (rounded, Cause.ROUNDED, 2),
         (lambda W: W * float("nan"), Cause.DIVERGED, 1),
     ],
@@ -86,9 +88,30 @@ def test_of_a_healthy_net_nothing_is_said() -> None:
 def test_a_net_at_its_start_has_learnt_nothing() -> None:
     torch.manual_seed(0)
     rows = diagnose(nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(3)), nn.Linear(WIDTH, 10)))
-    assert nothing_learnt(rows).startswith("Nothing was learnt: of 3 judged layers")
+    assert nothing_learnt(rows).startswith("Nothing was learnt that a spectrum shows: all 3 judged")
     assert [item.cause for item in suggestions(rows)] == [Cause.TOO_LITTLE_TRAINING, Cause.NOT_MOVED]
     assert nothing_learnt(diagnose(net(start))) == ""
+
+
+def test_a_frozen_layer_is_told_where_it_was_never_trained() -> None:
+    for change, expected in ((start, [(Cause.NOT_MOVED, ("1",), "almost sure")]), (lambda W: W, [])):
+        model = net(change)
+        model[1].requires_grad_(False)
+        found = suggestions(diagnose(model))
+        assert [(item.cause, item.layers, item.sureness) for item in found] == expected
+
+
+def test_an_output_layer_is_asked_for_huge_entries_alone() -> None:
+    for change, expected in ((lambda W: 20 * W, set()), (start, set()), (huge, {Finding.TRAP})):
+        model = nn.Sequential(*net()[:3], nn.Linear(WIDTH, WIDTH))
+        with torch.no_grad():
+            model[3].weight.copy_(change(learnt(3)))
+        rows = diagnose(model)
+        assert rows.rows[3].role is Role.HEAD
+        assert set(rows.rows[3].findings) - {Finding.NO_FAULT} == expected
+        assert [(item.cause, item.layers) for item in suggestions(rows)] == [
+            (Cause.HUGE_ENTRY, ("3",)) for _ in expected
+        ]
 
 
 def test_a_net_without_wide_layers_is_passed_over() -> None:

@@ -9,9 +9,19 @@ from dataclasses import replace
 
 import pytest
 
-from ww_opt.spectral.diagnostics import with_findings
-from ww_opt.spectral.findings import CALLS_TO_ACT, OUTWEIGHS, Finding, agreed, current_name, label
+from ww_opt.spectral.findings import (
+    CALLS_TO_ACT,
+    OUTWEIGHS,
+    SAID_OF,
+    SAID_OF_ALL,
+    Finding,
+    Role,
+    agreed,
+    current_name,
+    label,
+)
 from ww_opt.spectral.rows import LayerDiagnostics
+from ww_opt.spectral.rules import with_findings
 
 CONTRADICT = [
     (Finding.UNDER_TRAINED, Finding.OVERGROWN),
@@ -35,7 +45,7 @@ def any_row(draw: random.Random, name: str) -> LayerDiagnostics:
     N = M * draw.choice((1, 3))
     null = 0.6 * M
     return LayerDiagnostics(
-        name=name, kind=draw.choice(("linear", "conv2d", "embedding")), parameter=f"{name}.weight",
+        name=name, kind="linear", role=draw.choice((Role.HIDDEN,) * 4 + tuple(Role)), parameter=f"{name}.weight",
         N=N, M=M, n_matrices=1, n_eigenvalues=M, alpha=draw.choice((math.nan, 1.5, 3.0, 8.0)),
         frobenius_norm=math.sqrt(N * M) * 10 ** draw.uniform(-2, 2), null_effective_rank=null,
         effective_rank=null * draw.choice((0.03, 0.2, 0.5, 0.9, 1.0)), rank_loss=draw.choice((0, 1, M // 3, M - 1)),
@@ -55,6 +65,7 @@ def test_no_two_findings_of_a_row_contradict_each_other() -> None:
                 assert other not in OUTWEIGHS.get(one, ())
             for pair in CONTRADICT:
                 assert not set(pair) <= set(row.findings), pair
+            assert set(row.findings) <= SAID_OF.get(row.role, SAID_OF_ALL) | {Finding.NO_FAULT}
             if row.normed is not False:
                 assert not {Finding.OVERGROWN, Finding.SHRUNK} & set(row.findings)
             if row.normed is True:
@@ -89,8 +100,8 @@ def test_records_of_earlier_versions_are_read(old: str, new: str) -> None:
 
 def test_a_layer_without_spikes_that_lost_rank_has_moved() -> None:
     row = replace(
-        any_row(random.Random(1), "fc"), kind="linear", N=64, M=64, n_eigenvalues=64, alpha=3.0, spikes=0, excess=0.0,
-        traps=0, levels=0, rank_loss=0, null_effective_rank=38.0, effective_rank=38.0,
+        any_row(random.Random(1), "fc"), role=Role.HIDDEN, N=64, M=64, n_eigenvalues=64, alpha=3.0, spikes=0,
+        excess=0.0, traps=0, levels=0, rank_loss=0, null_effective_rank=38.0, effective_rank=38.0,
     )  # fmt: skip
     assert with_findings([row])[0].findings == (Finding.MOVED_LITTLE,)
     assert with_findings([replace(row, effective_rank=30.0)])[0].findings == (Finding.NO_FAULT,)

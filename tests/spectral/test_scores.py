@@ -70,7 +70,7 @@ def test_head_embedding_and_narrow_layers_are_not_judged() -> None:
 
 
 def test_a_model_without_wide_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 32 wide, but the widest of 2 layers has 10"):
+    with pytest.raises(ValueError, match="at least 32 wide, but the widest of 1 hidden layers has 10"):
         score(nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 5)))
 
 

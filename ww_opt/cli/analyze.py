@@ -88,6 +88,16 @@ def _print_analysis(diagnosis: Diagnosis) -> None:
     for words in (legend(diagnosis), unread(diagnosis)):
         if words:
             click.echo(words)
+    left_out: dict[str, list[str]] = {}
+    for row in diagnosis:
+        if row.is_analysed and not row.is_judged:
+            left_out.setdefault(row.in_score.removeprefix("no: "), []).append(row.name)
+    if left_out:
+        click.echo("\nNot in the scores\n")
+        for reason, names in left_out.items():
+            click.echo(_wrapped(f"{', '.join(names)}: {reason}", "- "))
+    if diagnosis.note:
+        click.echo(f"\n{_wrapped(diagnosis.note)}")
     if words := nothing_learnt(diagnosis):
         click.echo(f"\n{words}")
     found = suggestions(diagnosis)

@@ -20,7 +20,9 @@ _MAJORITY = 0.5
 
 
 def _judged(look: Look) -> list[LayerRecord]:
-    return [layer for layer in look.layers if layer.n_eigenvalues > 0 and layer.M >= NARROW]
+    """Hidden layers that are wide enough; records of earlier versions do not say what is hidden."""
+    wide = [layer for layer in look.layers if layer.n_eigenvalues > 0 and layer.M >= NARROW]
+    return [layer for layer in wide if layer.role in ("", "HIDDEN")]
 
 
 def _majority(look: Look, finding: str, words: str) -> str:
@@ -107,7 +109,8 @@ class SpectralPruner(BasePruner):
             return ""
         last = seen[-1]
         where = f" at step {last.step}"
-        broken = [layer.name for layer in last.layers if layer.M > 0 and layer.n_eigenvalues == 0]
+        weights = [layer for layer in last.layers if layer.role not in ("TABLE", "UNSURE")]
+        broken = [layer.name for layer in weights if layer.M > 0 and layer.n_eigenvalues == 0]
         if broken:
             return f"the weights of {broken} are not finite{where}"
         if math.isnan(last.value):

@@ -28,7 +28,10 @@ _LOOK = f"{_PREFIX}look:"
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One layer at one look: the columns of the diagnosis that others act on. NaN: not fitted."""
+    """One layer at one look: the columns of the diagnosis that others act on. NaN: not fitted.
+
+    ``role`` is the name of a :class:`ww_opt.spectral.findings.Role`; empty in records from before there were roles.
+    """
 
     name: str
     N: int
@@ -44,6 +47,7 @@ class LayerRecord:
     stable_rank: float
     spectral_norm: float
     findings: tuple[str, ...] = ()
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,12 @@ class Look:
 
 def layer_records(rows: Iterable[LayerDiagnostics]) -> tuple[LayerRecord, ...]:
     """Reduce the rows of a diagnosis to what is remembered."""
-    names = [item.name for item in fields(LayerRecord) if item.name != "findings"]
+    names = [item.name for item in fields(LayerRecord) if item.name not in ("findings", "role")]
     return tuple(
         LayerRecord(
-            **{name: getattr(row, name) for name in names}, findings=tuple(finding.name for finding in row.findings)
+            **{name: getattr(row, name) for name in names},
+            findings=tuple(finding.name for finding in row.findings),
+            role=row.role.name,
         )
         for row in rows
     )

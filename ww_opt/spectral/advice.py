@@ -13,9 +13,9 @@ from enum import Enum
 
 import numpy as np
 
-from ww_opt.spectral.diagnostics import scale_ratios
-from ww_opt.spectral.findings import Finding, Status
+from ww_opt.spectral.findings import Finding, Role, Status
 from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
+from ww_opt.spectral.rules import has_lost_rank, scale_ratios
 from ww_opt.spectral.scores import judged
 
 __all__ = ["CANNOT_TELL", "SIGNS", "Cause", "Signs", "Suggestion", "nothing_learnt", "suggestions"]
@@ -100,9 +100,10 @@ _BY_SCALE_ALONE = 0.45
 def suggestions(diagnosis: Diagnosis, signs: Signs = SIGNS) -> tuple[Suggestion, ...]:
     """Say what a model's rows may come from, most likely first; nothing where nothing is found.
 
-    Hidden layers at least 32 wide are asked, as by a score. NaN policy: layers that are not finite are the one
-    suggestion; other layers without a spectrum are passed over. The ``weightwatcher`` convention has no nulls to tell
-    from and gives no suggestions.
+    Hidden layers at least 32 wide are asked, as by a score; of other weights only what is found in them counts: of
+    frozen ones whether they were ever trained, huge entries, few distinct values. NaN policy: layers that are not
+    finite are the one suggestion; others without a spectrum are passed over. The ``weightwatcher`` convention has no
+    nulls to tell from and gives no suggestions.
 
     Args:
         diagnosis: as from :func:`ww_opt.spectral.diagnose`, findings included.
@@ -110,13 +111,15 @@ def suggestions(diagnosis: Diagnosis, signs: Signs = SIGNS) -> tuple[Suggestion,
     """
     if diagnosis.convention == "weightwatcher":
         return ()
-    broken = tuple(row.name for row in diagnosis if row.fit_status == Status.NON_FINITE.value)
+    broken = tuple(row.name for row in diagnosis if _is_broken(row))
     if broken:
         return (Suggestion(Cause.DIVERGED, broken, 0.99),)
     layers, ratios = judged(diagnosis), scale_ratios(diagnosis)
     spoken: dict[Cause, dict[str, float]] = {}
-    for row in layers:
-        for cause, likelihood in _of_layer(row, ratios, signs).items():
+    asked = {row.name for row in layers}
+    for row in diagnosis:
+        own = _of_layer(row, ratios, signs) if row.name in asked else _of_another(row)
+        for cause, likelihood in own.items():
             spoken.setdefault(cause, {})[row.name] = likelihood
     found = [
         Suggestion(cause, tuple(names), max(names.values()), _caveat(cause, names)) for cause, names in spoken.items()
@@ -128,18 +131,23 @@ def suggestions(diagnosis: Diagnosis, signs: Signs = SIGNS) -> tuple[Suggestion,
     return tuple(sorted(found, key=lambda item: -item.likelihood))
 
 
+def _is_broken(row: LayerDiagnostics) -> bool:
+    # a file's masks may hold infinity though training is well
+    return row.fit_status == Status.NON_FINITE.value and row.role not in (Role.TABLE, Role.UNSURE)
+
+
 def nothing_learnt(diagnosis: Diagnosis) -> str:
     """Say so where all judged layers have moved little; empty elsewhere, also where spectra cannot see it."""
     layers = judged(diagnosis)
     if not layers or not _all_have(Finding.MOVED_LITTLE, layers):
         return ""
-    return f"Nothing was learnt: of {len(layers)} judged layers every one has moved little since its start."
+    return f"Nothing was learnt that a spectrum shows: all {len(layers)} judged layers have moved little."
 
 
 def _of_layer(row: LayerDiagnostics, ratios: Mapping[str, float], signs: Signs) -> dict[Cause, float]:
     """Causes that a layer speaks for, each with a likelihood."""
     found, ratio = set(row.findings), ratios.get(row.name, math.nan)
-    has_lost = row.effective_rank < signs.lost * row.null_effective_rank or 4 * row.rank_loss > row.n_eigenvalues
+    has_lost = has_lost_rank(row, signs.lost) or 4 * row.rank_loss > row.n_eigenvalues
     spoken: dict[Cause, list[float]] = {}
 
     def speak(cause: Cause, likelihood: float, *, where: bool) -> None:
@@ -159,6 +167,12 @@ def _of_layer(row: LayerDiagnostics, ratios: Mapping[str, float], signs: Signs) 
     speak(Cause.DECAY_TOO_HIGH, 0.7 if is_small else 0.6, where=has_lost)
     speak(Cause.NOT_MOVED, 0.85, where=Finding.MOVED_LITTLE in found and not has_lost)
     return {cause: max(likelihoods) for cause, likelihoods in spoken.items()}
+
+
+def _of_another(row: LayerDiagnostics) -> dict[Cause, float]:
+    """The same of what no score looks at: what its findings say, which are few."""
+    causes = {Finding.QUANTISED: Cause.ROUNDED, Finding.TRAP: Cause.HUGE_ENTRY, Finding.MOVED_LITTLE: Cause.NOT_MOVED}
+    return {cause: 0.95 for finding, cause in causes.items() if finding in row.findings}
 
 
 def _of_net(layers: Sequence[LayerDiagnostics], signs: Signs) -> float:

@@ -7,10 +7,35 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["CALLS_TO_ACT", "NARROW", "OUTWEIGHS", "SAID_OF_ALL", "Finding", "Status", "agreed", "current_name", "label"]
+__all__ = [
+    "CALLS_TO_ACT",
+    "NARROW",
+    "OUTWEIGHS",
+    "SAID_OF",
+    "SAID_OF_ALL",
+    "Finding",
+    "Role",
+    "Status",
+    "agreed",
+    "current_name",
+    "label",
+]
 
 NARROW = 32
 """Matrices narrower than this say little: no finding on alpha or spikes is made of them."""
+
+
+class Role(Enum):
+    """What a weight is in its network, which says whether a score looks at it. The value is the reason, in words."""
+
+    HIDDEN = "hidden layer"
+    HEAD = "an output layer, whose spectrum follows the number of outputs"
+    EMBEDDING = "an embedding, whose spectrum follows the frequencies of tokens"
+    TABLE = "a table, mask or state that no layer multiplies with"
+    ADAPTER = "part of an adapter; what the network multiplies with is the merged weight"
+    BASE = "a base weight beneath an adapter; what the network multiplies with is the merged weight"
+    FROZEN = "frozen, so that no optimizer step changes it, while other hidden layers are trained"
+    UNSURE = "not sure to be a hidden layer, as the note says"
 
 
 class Finding(Enum):
@@ -86,6 +111,15 @@ CALLS_TO_ACT: Final = frozenset(
 
 SAID_OF_ALL: Final = frozenset({Finding.NOT_FITTED, Finding.TOO_SMALL, Finding.QUANTISED})
 """Findings that make sense of weights that are no hidden layer, such as embeddings: they do not speak of training."""
+
+SAID_OF: Mapping[Role, frozenset[Finding]] = MappingProxyType(
+    {
+        Role.HIDDEN: frozenset(Finding),
+        Role.HEAD: SAID_OF_ALL | {Finding.TRAP},
+        Role.FROZEN: SAID_OF_ALL | {Finding.MOVED_LITTLE},  # told from a pretrained one, which has moved
+    }
+)
+"""Findings that make sense of a weight by its role; of other roles those of ``SAID_OF_ALL``."""
 
 _LEARNT: Final = frozenset({Finding.UNDER_TRAINED, Finding.OVER_TRAINED, Finding.HEAVY_TAIL, Finding.MOVED_LITTLE})
 _SCALE: Final = frozenset({Finding.OVERGROWN, Finding.SHRUNK, Finding.ODD_SCALE})

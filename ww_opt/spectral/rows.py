@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from ww_opt.spectral.findings import Finding
+from ww_opt.spectral.findings import NARROW, Finding, Role
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +45,7 @@ class LayerDiagnostics:
         alpha_hat: ``alpha * log10(largest eigenvalue)``.
         normed: whether a norm (batch, layer, group, instance, RMS) follows and takes the layer's scale back; ``None``
             where that is not known.
+        role: what the weight is in its network: hidden layers alone are in the score.
         findings: what follows from all this.
         note: what a reader should know: tied, dequantised, merged.
         extra: further columns: those asked for, and WeightWatcher's own in its convention.
@@ -82,6 +83,7 @@ class LayerDiagnostics:
     log_alpha_norm: float = _NAN
     alpha_hat: float = _NAN
     normed: bool | None = None
+    role: Role = Role.HIDDEN
     findings: tuple[Finding, ...] = ()
     note: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -97,13 +99,31 @@ class LayerDiagnostics:
         """Whether the layer has a spectrum."""
         return self.n_eigenvalues > 0
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether the score looks at the layer."""
+        return self.role is Role.HIDDEN and self.is_analysed and self.M >= NARROW
+
+    @property
+    def in_score(self) -> str:
+        """``yes``, or ``no`` and the reason."""
+        if self.role is not Role.HIDDEN:
+            return f"no: {self.role.value}"
+        if not self.is_analysed:
+            return f"no: {self.fit_status}"
+        return "yes" if self.is_judged else f"no: under {NARROW} wide"
+
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The rows of a model, in its order; iterates over them."""
+    """The rows of a model, in its order; iterates over them.
+
+    ``note`` says what concerns them all: where in a file they were read, and that the output layer cannot be told.
+    """
 
     rows: tuple[LayerDiagnostics, ...]
     convention: Convention = "default"
+    note: str = ""
 
     def __iter__(self) -> Iterator[LayerDiagnostics]:
         return iter(self.rows)
@@ -112,14 +132,22 @@ class Diagnosis:
         return len(self.rows)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the rows as plain dicts, one key per column; ``finding`` in words, further columns at the end.
+        """Return the rows as plain dicts, one key per column; further columns at the end.
 
+        ``role`` is given by its name, ``in_score`` and ``finding`` in words.
         Where a further column has the name of one of ours (``spectral_norm``, squared in WeightWatcher's tables), it
         stands instead.
         """
-        names = [item.name for item in fields(LayerDiagnostics) if item.name not in ("findings", "extra")]
+        names = [item.name for item in fields(LayerDiagnostics) if item.name not in ("role", "findings", "extra")]
         return [
-            {**{name: getattr(row, name) for name in names}, "finding": row.finding, **row.extra} for row in self.rows
+            {
+                **{name: getattr(row, name) for name in names},
+                "role": row.role.name,
+                "in_score": row.in_score,
+                "finding": row.finding,
+                **row.extra,
+            }
+            for row in self.rows
         ]
 
     def to_frame(self) -> pd.DataFrame:

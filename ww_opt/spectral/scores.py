@@ -1,8 +1,9 @@
 """Rows -> one number with a direction.
 
-A score looks at the *judged* layers: hidden weight matrices at least 32 wide. The last linear layer (the head) and
-embeddings are left out, since their spectra follow the number of classes and the frequencies of tokens. The default
-score also asks how far the network as a whole passes its signal on; there the head counts.
+A score looks at the *judged* layers: hidden weight matrices at least 32 wide (a row's role says what it is). Output
+layers and embeddings are left out, since their spectra follow the number of classes and the frequencies of tokens; so
+is what no layer multiplies with, what is not used, what is frozen, and what is unsure. The default score also asks how
+far the network as a whole passes its signal on; there output layers count.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Literal
 
 import numpy as np
 
-from ww_opt.spectral.diagnostics import COLLAPSED, diagnose
-from ww_opt.spectral.findings import NARROW
+from ww_opt.spectral.diagnostics import diagnose
+from ww_opt.spectral.findings import NARROW, Role
 from ww_opt.spectral.guards import guard, late_guard
 from ww_opt.spectral.reading.weights import Source
 from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
+from ww_opt.spectral.rules import COLLAPSED
 
 Direction = Literal["minimize", "maximize"]
 Rows = Sequence[LayerDiagnostics]
@@ -38,7 +40,8 @@ __all__ = [
 
 FORMULA = 4
 """Number of the formulas below: values of another number are not ranked with these."""
-_NOT_HIDDEN = ("embedding", "lora")
+_NO_WEIGHTS = (Role.TABLE, Role.UNSURE)
+"""What may hold infinity though training is well: a file's masks."""
 _NAN = float("nan")
 
 
@@ -104,16 +107,12 @@ class Score:
 
 
 def _is_broken(row: LayerDiagnostics) -> bool:
-    return row.M > 0 and not row.is_analysed
+    return row.M > 0 and not row.is_analysed and row.role not in _NO_WEIGHTS
 
 
 def judged(rows: Iterable[LayerDiagnostics]) -> Rows:
     """Return the rows that a score looks at; see the module's first lines."""
-    hidden = [row for row in rows if row.kind not in _NOT_HIDDEN]
-    # the head is the last layer even where it is a vector and has no spectrum
-    if len(hidden) > 1 and hidden[-1].kind == "linear":
-        hidden = hidden[:-1]
-    return tuple(row for row in hidden if row.is_analysed and row.M >= NARROW)
+    return tuple(row for row in rows if row.is_judged)
 
 
 LATE_SHARE = 0.05
@@ -163,22 +162,28 @@ def _missing_gain(rows: Rows) -> float:
 
 
 def network_gain(rows: Rows) -> float:
-    """Mean over all layers, the head among them, of the logarithm of how far each amplifies; 0 for Xavier's weights.
+    """Mean over layers, the output layer too, of the logarithm of how far each amplifies; 0 for Xavier's weights.
 
     The gain of a layer is its largest singular value over the one that Xavier's initialisation gives a matrix of its
     shape (Glorot and Bengio 2010): ``sqrt(2 / (N + M)) (sqrt N + sqrt M)``. The mean of the logarithms does not change
     when neighbours pass a factor to each other. A judged layer without spikes has learnt no gain, whatever its scale.
-    NaN without layers.
+    Several output layers count as one, their mean. An embedding that is the output layer as well (there is no other)
+    has an embedding's scale, so it counts as an output layer that has learnt no gain. NaN without layers.
     """
-    hidden = {row.name for row in judged(rows)}
-    gains = []
-    for row in rows:
-        if row.kind in _NOT_HIDDEN or not row.is_analysed:
-            continue
-        expected = math.sqrt(2.0 / ((row.N + row.M) * row.n_matrices)) * (math.sqrt(row.N) + math.sqrt(row.M))
-        gain = math.log(max(row.spectral_norm, 1e-9 * expected) / expected)
-        gains.append(min(gain, UNLEARNT_GAIN) if row.name in hidden and row.spikes == 0 else gain)
+    read = [row for row in rows if row.is_analysed]
+    gains = [_gain(row) for row in read if row.role is Role.HIDDEN]
+    outputs = [_gain(row) for row in read if row.role is Role.HEAD]
+    if outputs:
+        gains.append(float(np.mean(outputs)))
+    elif gains and not any(row.role is Role.HEAD for row in rows) and any(row.role is Role.EMBEDDING for row in read):
+        gains.append(UNLEARNT_GAIN)
     return float(np.mean(gains)) if gains else _NAN
+
+
+def _gain(row: LayerDiagnostics) -> float:
+    expected = math.sqrt(2.0 / ((row.N + row.M) * row.n_matrices)) * (math.sqrt(row.N) + math.sqrt(row.M))
+    gain = math.log(max(row.spectral_norm, 1e-9 * expected) / expected)
+    return min(gain, UNLEARNT_GAIN) if row.is_judged and row.spikes == 0 else gain
 
 
 def _missing(row: LayerDiagnostics) -> float:
@@ -247,18 +252,48 @@ def score(
         The score. NaN if a weight is not finite.
 
     Raises:
-        ValueError: the name is unknown, the model has no layer wide enough to be judged, or ``late_loss`` stands alone.
+        ValueError: the name is unknown, the model has no layer that can be judged (adapters alone, all of it narrow,
+            nothing that is surely a layer), or ``late_loss`` stands alone.
     """
     chosen = named_score(name)
     diagnosis = model if isinstance(model, Diagnosis) else diagnose(model)
-    if late_loss is None and not judged(diagnosis) and not any(_is_broken(row) for row in diagnosis):
-        raise ValueError(
-            f"A score needs a hidden weight matrix at least {NARROW} wide, but the widest of {len(diagnosis)} layers "
-            f"has {max(row.M for row in diagnosis)}: wider layers can be judged, these cannot."
-        )
+    if late_loss is None and (fault := _why_not(diagnosis.rows)):
+        raise ValueError(fault)
     if late_loss is not None and train_loss is None:
         raise ValueError("`late_loss` guards together with the training loss, but got no `train_loss`: pass both.")
     if train_loss is not None and not chosen.is_guarded:
         chosen = chosen.guarded()
     losses = {"train_loss": train_loss, "first_loss": first_loss, "late_loss": late_loss}
     return chosen(diagnosis, **losses, in_nats=in_nats)
+
+
+def _why_not(rows: Rows) -> str:
+    """Why no score can be given, and the remedy; empty where one can."""
+    adapters = [row for row in rows if row.role is Role.ADAPTER]
+    others = [row.name for row in rows if row.role is not Role.ADAPTER]
+    if adapters and not any(row.name.startswith(f"{name}.") for row in adapters for name in others):
+        return (
+            f"Adapters alone cannot be scored: {len(adapters)} of {len(rows)} weights are parts of adapters, and what "
+            "they change is not there. Give the merged model (`merge_and_unload()`)."
+        )
+    if judged(rows) or any(_is_broken(row) for row in rows):
+        return ""
+    needed = f"A score needs a hidden weight matrix at least {NARROW} wide, but"
+    hidden = [row for row in rows if row.role is Role.HIDDEN]
+    read = [row for row in hidden if row.is_analysed]
+    if read:
+        return (
+            f"{needed} the widest of {len(hidden)} hidden layers has {max(row.M for row in read)}: wider layers can be "
+            "judged, these cannot."
+        )
+    if hidden:
+        return (
+            f"{needed} none of {len(hidden)} hidden layers could be read: {hidden[0].name} is {hidden[0].fit_status}."
+        )
+    wide = max(rows, key=lambda row: row.M)
+    why = "; ".join(text for text in (wide.role.value, wide.note) if text)
+    remedy = {
+        Role.UNSURE: "pass the model itself, adapters merged, with the matrix as the `weight` of a module of its own",
+        Role.TABLE: "keep the matrix as the `weight` of a module of its own, such as `nn.Linear`",
+    }.get(wide.role, "a network without hidden layers cannot be judged")
+    return f"{needed} none of {len(rows)} weights is sure to be one; the widest, {wide.name}, is {why}: {remedy}."

@@ -76,7 +76,7 @@ def test_folders_of_shards(
 
 def test_safetensors_are_read_one_tensor_at_a_time(tmp_path: Path) -> None:
     save_safetensors({f"{name}.weight": torch.randn(4, 4) for name in "abc"}, tmp_path / "m.safetensors")
-    state = checkpoints.open_checkpoint(str(tmp_path / "m.safetensors"))
+    state, _ = checkpoints.open_checkpoint(str(tmp_path / "m.safetensors"))
     assert state["a.weight"] is not state["a.weight"]
     rows = named_weights(tmp_path / "m.safetensors")
     first = next(rows)
