@@ -278,19 +278,20 @@ def _why_not(rows: Rows) -> str:
     needed = f"A score needs a hidden weight matrix at least {NARROW} wide, but"
     hidden = [row for row in rows if row.role is Role.HIDDEN]
     read = [row for row in hidden if row.is_analysed]
-    if read:
-        return (
-            f"{needed} the widest of {len(hidden)} hidden layers has {max(row.M for row in read)}: wider layers can be "
-            "judged, these cannot."
-        )
-    if hidden:
-        return (
-            f"{needed} none of {len(hidden)} hidden layers could be read: {hidden[0].name} is {hidden[0].fit_status}."
-        )
-    wide = max(rows, key=lambda row: row.M)
-    why = "; ".join(text for text in (wide.role.value, wide.note) if text)
+    # what may be a layer first, then what is one, then what is surely none
+    widest = max(rows, key=lambda row: (row.role is Role.UNSURE, row.M))
+    if widest.M < NARROW or (widest.role is not Role.UNSURE and hidden):
+        if read:
+            return (
+                f"{needed} the widest of {len(hidden)} hidden layers has {max(row.M for row in read)}: wider layers "
+                "can be judged, these cannot."
+            )
+        if hidden:
+            what = f"{hidden[0].name} is {hidden[0].fit_status}"
+            return f"{needed} none of {len(hidden)} hidden layers could be read: {what}."
+    why = "; ".join(text for text in (widest.role.value, widest.note) if text)
     remedy = {
         Role.UNSURE: "pass the model itself, adapters merged, with the matrix as the `weight` of a module of its own",
         Role.TABLE: "keep the matrix as the `weight` of a module of its own, such as `nn.Linear`",
-    }.get(wide.role, "a network without hidden layers cannot be judged")
-    return f"{needed} none of {len(rows)} weights is sure to be one; the widest, {wide.name}, is {why}: {remedy}."
+    }.get(widest.role, "a network without hidden layers cannot be judged")
+    return f"{needed} none of {len(rows)} weights is sure to be one; the widest, {widest.name}, is {why}: {remedy}."

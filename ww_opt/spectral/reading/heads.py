@@ -159,7 +159,8 @@ def _outputs_of(container: tuple[str, ...], group: Sequence[_Item]) -> set[int]:
         return set() if item.parts[-1] in ("dense", "transform", "hidden") else {item.place}
     taken = {item.layer.shape[1] for item in group if len(item.layer.shape) > 1}
     ends = {item.place for item in usual if item.layer.shape and item.out not in taken}
-    return ends or _by_number(usual, group)
+    last = {item.place for item in usual if item.parts[-1] in ("out_proj", "out", "output", "final", "fc")}
+    return ends or _by_number(usual, group) or last
 
 
 def _weakly_named(outside: Sequence[_Item], items: Sequence[_Item], ends: set[int]) -> set[int]:

@@ -186,9 +186,9 @@ def _verdicts_below(module: nn.Module, is_lora: bool) -> dict[str, Verdict]:
     """What a module of peft says of its children: copies that are not in use, and adapters of other kinds than LoRA."""
     unused = Verdict(Role.BASE, "not in use: another copy of the layer is")
     found = {child: unused for child, is_used in saved_copies(module).items() if not is_used}
-    if not is_lora and has_other_adapter(module):
+    if "base_layer" in module._modules and (is_lora or has_other_adapter(module)):
         found |= {child: Verdict(Role.ADAPTER) for child in module._modules if child != "base_layer"}
-        if not is_base_used(module):
+        if not is_lora and not is_base_used(module):
             how = f"beneath an adapter ({type(module).__name__}) whose merged weight is not known here"
             found["base_layer"] = Verdict(Role.UNSURE, how)
     return found
