@@ -16,7 +16,7 @@ def layers(text: str) -> list[Layer]:
     for line in text.split(","):
         path, *sides = line.split()
         shape = tuple(map(int, sides))
-        found.append(Layer(path, "linear" if len(shape) == 2 else f"conv{len(shape) - 2}d", shape, True))
+        found.append(Layer(path, "linear" if len(shape) == 2 else f"conv{len(shape) - 2}d", shape, True, True))
     return found
 
 
@@ -63,7 +63,7 @@ CASES = [
 @pytest.mark.parametrize(("text", "expected"), CASES)
 @pytest.mark.parametrize("prefix", ["", "module.", "base_model.model.", "1."])
 def test_output_layers(text: str, expected: set[str], prefix: str) -> None:
-    known = [Layer(f"{prefix}{own.path}", own.kind, own.shape, True) for own in layers(text)]
+    known = [Layer(f"{prefix}{own.path}", own.kind, own.shape, True, True) for own in layers(text)]
     for seed in range(3):
         random.Random(seed).shuffle(known)
         found = find_heads(known, False)
@@ -80,12 +80,15 @@ def test_where_it_cannot_be_told_all_that_may_be_it_are_named() -> None:
 
 
 def test_a_matrix_without_a_bias_at_the_end_may_be_an_embedding() -> None:
-    known = [*layers("fc1 64 64, fc2 64 64"), Layer("table_of_items", "linear", (90, 64), True, is_ambiguous=True)]
+    known = [
+        *layers("fc1 64 64, fc2 64 64"),
+        Layer("table_of_items", "linear", (90, 64), True, True, is_ambiguous=True),
+    ]
     found = find_heads(known, False)
     assert (found.places, found.doubtful) == (frozenset(), frozenset({2}))
-    last = [*layers("0 64 64, 1 64 64"), Layer("2", "linear", (90, 64), True, is_ambiguous=True)]
+    last = [*layers("0 64 64, 1 64 64"), Layer("2", "linear", (90, 64), True, True, is_ambiguous=True)]
     assert find_heads(last, False).places == {2}
-    first = [Layer("0", "linear", (90, 64), True, is_ambiguous=True), *layers("1 64 64, 2 50 64")]
+    first = [Layer("0", "linear", (90, 64), True, True, is_ambiguous=True), *layers("1 64 64, 2 50 64")]
     found = find_heads(first, False)
     assert (found.places, found.doubtful) == (frozenset({2}), frozenset({0}))
 

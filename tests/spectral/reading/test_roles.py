@@ -138,8 +138,9 @@ class TestAdapters:
         model = tree(fc1=layer, fc2=nn.Linear(64, 64), head=nn.Linear(64, 10))
         assert names(model) == ["fc2"]
         assert roles(model)["fc1.hada_w1_a.default"] == "ADAPTER"
+        assert roles(model)["fc1"] == "UNSURE"
         layer.merged = True  # type: ignore[assignment]
-        assert names(model) == ["fc1.base_layer", "fc2"]
+        assert names(model) == ["fc1", "fc2"]
 
     def test_a_switch_is_seen_though_no_number_changes(self) -> None:
         model = self.net()
@@ -161,6 +162,9 @@ class TestAdapters:
         found = diagnose(self.net().state_dict())
         assert {row.name: row.role.name for row in found}["fc1"] == "UNSURE"
         assert "scaling" in found.rows[0].note
+        assert {row.name: row.role.name for row in found}["head"] == "HEAD"
+        with pytest.raises(ValueError, match=r"fc1, is not sure.*pass the model itself, adapters merged"):
+            score(self.net().state_dict())
 
     @pytest.mark.parametrize(
         "name", ["adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors"]

@@ -162,8 +162,11 @@ def _pieces(model: nn.Module) -> Iterator[_Piece]:
     indices = {id(module): index for index, module in enumerate(model.modules())}
     done: set[str] = set()
     below: dict[str, Verdict] = {}
+    owners: dict[str, str] = {}
     for path, module in model.named_modules():
-        place = _Place(path, path, module, indices[id(module)])
+        place = _Place(path, owners.get(path, path), module, indices[id(module)])
+        if "base_layer" in module._modules:
+            owners[place.full("base_layer")] = path
         adapters = adapters_of(module)
         below |= {place.full(child): verdict for child, verdict in _verdicts_below(module, bool(adapters)).items()}
         found = list(_lora_pieces(place, adapters, indices) if adapters else _own_pieces(place))
