@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ww_opt.search.objective import SpectralObjective as SpectralObjective
-    from ww_opt.search.objective import report as report
-    from ww_opt.search.objective import report_late as report_late
     from ww_opt.search.pruner import SpectralPruner as SpectralPruner
+    from ww_opt.search.report import report as report
+    from ww_opt.search.report import report_late as report_late
     from ww_opt.search.space import LayerwiseSpace as LayerwiseSpace
     from ww_opt.spectral.scores import SCORES as SCORES
     from ww_opt.spectral.scores import score as score
     from ww_opt.study.study import Study as Study
+    from ww_opt.training.dropout import add_dropout as add_dropout
+    from ww_opt.training.labels import by_block as by_block
+    from ww_opt.training.labels import by_layer as by_layer
+    from ww_opt.training.labels import tied as tied
     from ww_opt.training.late_entry import LateEntry as LateEntry
     from ww_opt.training.late_entry import LateExamples as LateExamples
     from ww_opt.training.late_entry import judge as judge
     from ww_opt.training.late_entry import late_loss as late_loss
     from ww_opt.training.layerwise import LayerSettings as LayerSettings
-    from ww_opt.training.layerwise import add_dropout as add_dropout
-    from ww_opt.training.layerwise import by_block as by_block
-    from ww_opt.training.layerwise import by_layer as by_layer
-    from ww_opt.training.layerwise import tied as tied
-    from ww_opt.training.run import Task as Task
+    from ww_opt.training.task import Task as Task
 
 __version__ = "0.1.0.dev0"
 
@@ -37,16 +37,16 @@ _HOME = {
     "SpectralObjective": "search.objective",
     "SpectralPruner": "search.pruner",
     "Study": "study.study",
-    "Task": "training.run",
-    "add_dropout": "training.layerwise",
-    "by_block": "training.layerwise",
-    "by_layer": "training.layerwise",
+    "Task": "training.task",
+    "add_dropout": "training.dropout",
+    "by_block": "training.labels",
+    "by_layer": "training.labels",
     "judge": "training.late_entry",
     "late_loss": "training.late_entry",
-    "report": "search.objective",
-    "report_late": "search.objective",
+    "report": "search.report",
+    "report_late": "search.report",
     "score": "spectral.scores",
-    "tied": "training.layerwise",
+    "tied": "training.labels",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -10,7 +10,9 @@ from optuna.trial import FixedTrial
 from torch import nn
 
 from ww_opt.search.space import LayerwiseSpace
-from ww_opt.training.layerwise import LayerSettings, add_dropout, by_block, tied
+from ww_opt.training.dropout import add_dropout
+from ww_opt.training.labels import by_block, tied
+from ww_opt.training.layerwise import LayerSettings
 
 LR = FloatDistribution(1e-4, 1e-1, log=True)
 RATE = FloatDistribution(0.0, 0.5)

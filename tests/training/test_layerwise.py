@@ -8,17 +8,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from ww_opt.training.dropout import add_dropout
+from ww_opt.training.labels import by_block, by_layer, tied
 from ww_opt.training.layerwise import (
     Layer,
     LayerSettings,
-    add_dropout,
     apply_dropout,
-    by_block,
-    by_layer,
     labelled,
     layers,
     parameter_groups,
-    tied,
 )
 
 

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests import tiny
 from ww_opt.training.layerwise import LayerSettings, labelled, parameter_groups
-from ww_opt.training.run import Checkpoint, Task, constant, cosine, momentum_key, train
+from ww_opt.training.optimizers import momentum_key
+from ww_opt.training.run import Checkpoint, train
+from ww_opt.training.task import Task, constant, cosine
 
 X = torch.linspace(-1, 1, 24).view(24, 1).expand(24, 4) * torch.arange(1.0, 5.0)
 Y = (X[:, 0] > 0).long()
