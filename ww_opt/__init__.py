@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ww_opt.search.objective import SpectralObjective as SpectralObjective
+    from ww_opt.search.own_loop import Run as Run
     from ww_opt.search.pruner import SpectralPruner as SpectralPruner
     from ww_opt.search.report import report as report
     from ww_opt.search.report import report_late as report_late
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from ww_opt.study.study import Study as Study
     from ww_opt.training.dropout import add_dropout as add_dropout
     from ww_opt.training.labels import by_block as by_block
+    from ww_opt.training.labels import by_depth as by_depth
+    from ww_opt.training.labels import by_kind as by_kind
     from ww_opt.training.labels import by_layer as by_layer
+    from ww_opt.training.labels import by_prefix as by_prefix
     from ww_opt.training.labels import tied as tied
     from ww_opt.training.late_entry import LateEntry as LateEntry
     from ww_opt.training.late_entry import LateExamples as LateExamples
@@ -33,6 +37,7 @@ _HOME = {
     "LateExamples": "training.late_entry",
     "LayerSettings": "training.layerwise",
     "LayerwiseSpace": "search.space",
+    "Run": "search.own_loop",
     "SCORES": "spectral.scores",
     "SpectralObjective": "search.objective",
     "SpectralPruner": "search.pruner",
@@ -40,7 +45,10 @@ _HOME = {
     "Task": "training.task",
     "add_dropout": "training.dropout",
     "by_block": "training.labels",
+    "by_depth": "training.labels",
+    "by_kind": "training.labels",
     "by_layer": "training.labels",
+    "by_prefix": "training.labels",
     "judge": "training.late_entry",
     "late_loss": "training.late_entry",
     "report": "search.report",

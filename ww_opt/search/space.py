@@ -147,12 +147,12 @@ class LayerwiseSpace:
 
 def crowding(space: LayerwiseSpace, model: nn.Module, n_trials: int) -> str:
     """Say that a search has more parameters than trials; empty where it has not."""
-    n_parameters = len(space.parameters(model))
-    if n_parameters <= n_trials:
+    n = len(space.parameters(model))
+    if n <= n_trials:
         return ""
     return (
-        f"{n_parameters} parameters are searched in {n_trials} trials: with fewer trials than parameters a search "
-        "knows little more than chance. Share settings between layers (`label=by_depth`, `by_kind` or `tied`), or run more."
+        f"{n} parameters are searched in {n_trials} trials: with fewer trials than parameters a search knows little more "
+        "than chance. Share settings between layers (`label=by_depth`, `by_kind` or `tied`), or run more trials."
     )
 
 

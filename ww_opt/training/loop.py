@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +13,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ww_opt.training.first_batch import check_gradient
-from ww_opt.training.late_entry import Judgement, LateEntry, judge
+from ww_opt.training.late_entry import Judgement, LateEntry, LateExamples, judge
 from ww_opt.training.modes import Modes, set_optimizer_mode
 from ww_opt.training.task import Task, placed
 
-__all__ = ["Loop", "Parts", "drawn", "drawn_at", "endless", "entry_of", "no_batches", "taken"]
+__all__ = ["Loop", "Parts", "drawn", "drawn_at", "endless", "entry_of", "judge_cohort", "no_batches", "taken"]
 
 Parts = Sequence[tuple[float, Any]]
 """The batches of one optimizer step, each with its share in the loss."""
@@ -101,20 +101,28 @@ class Loop:
 
     def judged(self, cohort: torch.Tensor, step: int) -> Judgement:
         """Judge the model, in eval mode, on examples that join now."""
-        late = self.task.late_entry
+        late, device = self.task.late_entry, self.task.device
         assert late is not None
         self.sleep()
-        with torch.no_grad():
-            parts = list(taken(self.task, cohort))
-            if late.logits is None:
-                sizes = [len(part) for part in torch.split(cohort, late.batch_size)]
-                total = sum(n * float(self.loss(part)) for n, part in zip(sizes, parts, strict=True))
-                return Judgement(step, len(cohort), math.nan, (total / len(cohort),))
-            with self.autocast():
-                logits, labels = zip(*(late.logits(self.model, part) for part in parts), strict=True)
-        return judge(
-            torch.cat([own.flatten(0, -2) for own in logits]), torch.cat([own.flatten() for own in labels]), step
-        )
+        with torch.no_grad(), self.autocast():
+            return judge_cohort(self.model, late, cohort, step, lambda i: placed(late.take(i), device), self.loss)
+
+
+def judge_cohort(
+    model: nn.Module,
+    late: LateExamples,
+    cohort: torch.Tensor,
+    step: int,
+    take: Callable[[torch.Tensor], Any],
+    loss: Callable[[Any], torch.Tensor],
+) -> Judgement:
+    """Judge a model in eval mode on examples that join now; ``take`` places the batch that numbers make."""
+    numbers = torch.split(cohort, late.batch_size)
+    if late.logits is None:
+        total = sum(len(part) * float(loss(take(part))) for part in numbers)
+        return Judgement(step, len(cohort), math.nan, (total / len(cohort),))
+    logits, labels = zip(*(late.logits(model, take(part)) for part in numbers), strict=True)
+    return judge(torch.cat([own.flatten(0, -2) for own in logits]), torch.cat([own.flatten() for own in labels]), step)
 
 
 def entry_of(task: Task, n_steps: int) -> LateEntry | None:

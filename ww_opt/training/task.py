@@ -127,9 +127,10 @@ def _check_mix_ups(task: Task) -> None:
             "`lambda model, batch: criterion(model(batch[0]), batch[1])`."
         )
     if getattr(task.loss, "__module__", "") == "torch.nn.functional":
+        name = getattr(task.loss, "__name__", "loss")
         raise TypeError(
-            f"Task.loss is called with the model and a batch, but got torch's "
-            f"{getattr(task.loss, '__name__', 'loss')}, which takes outputs and targets: write `lambda model, batch: ...(model(batch[0]), batch[1])`."
+            f"Task.loss is called with the model and a batch, but got torch's {name}, which takes outputs and targets: "
+            f"write `lambda model, batch: {name}(model(batch[0]), batch[1])`."
         )
     if isinstance(task.optimizer, Optimizer):
         raise TypeError(
