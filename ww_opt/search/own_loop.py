@@ -31,7 +31,9 @@ _UNSHARPENED = 40  # place of the factor 1 among a judgement's losses
 
 @dataclass
 class Run:
-    """One trial of a loop of your own, or of a framework's. Three calls stand in the loop::
+    """One trial of a loop of your own, or of a framework's.
+
+    Four calls make the loop a trial::
 
         run = ww_opt.Run(trial, model, n_steps=600, space=space, late=late)
         optimizer = run.optimizer(torch.optim.AdamW)

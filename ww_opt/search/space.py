@@ -151,8 +151,8 @@ def crowding(space: LayerwiseSpace, model: nn.Module, n_trials: int) -> str:
     if n <= n_trials:
         return ""
     return (
-        f"{n} parameters are searched in {n_trials} trials: with fewer trials than parameters a search knows little more "
-        "than chance. Share settings between layers (`label=by_depth`, `by_kind` or `tied`), or run more trials."
+        f"{n} parameters are searched in {n_trials} trials: with fewer trials than parameters a search knows little "
+        "more than chance. Share settings between layers (`label=by_depth`, `by_kind` or `tied`), or run more trials."
     )
 
 
