@@ -29,6 +29,7 @@ from ww_opt.training.modes import asleep
 from ww_opt.training.wrappers import plain_names
 
 _PARAMETRIZATIONS = "parametrizations"  # torch's name for the module that holds the original tensors
+_FIELDS = ("weights", "followers", "dropouts")
 
 __all__ = ["Layer", "LayerSettings", "apply_dropout", "labelled", "layers", "parameter_groups"]
 
@@ -77,7 +78,7 @@ def layers(model: nn.Module) -> tuple[Layer, ...]:
         for field, names in walk.early.items():
             first[field][:0] = names
     return tuple(
-        Layer(LayerName(name, walk.kinds[name], part), **{field: tuple(own) for field, own in members.items()})
+        Layer(LayerName(name, walk.kinds[name], part), **{field: tuple(members[field]) for field in _FIELDS})
         for (name, members), part in zip(walk.found.items(), parts(list(walk.found)), strict=True)
     )
 
