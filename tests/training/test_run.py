@@ -359,7 +359,7 @@ class TestTheFirstBatch:
 
 
 class TestDivergence:
-    def test_an_error_at_weights_that_are_not_finite_ends_the_run(self) -> None:
+    def test_an_error_of_a_run_that_diverged_ends_it(self) -> None:
         def checked(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
             logits = model(batch[0])
             torch.distributions.Normal(logits, 1.0)
@@ -370,7 +370,7 @@ class TestDivergence:
         assert not last.is_finite
         assert 0 < last.step < 10
         assert "raised ValueError: " in last.error
-        assert "weights that are not finite (0.weight" in last.error
+        assert "outputs that are not finite (of a Linear)" in last.error
 
     def test_so_does_one_at_outputs_that_are_not(self) -> None:
         calls = 0
