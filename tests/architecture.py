@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 # Inside a folder files make no circle. The instrument is large enough to have floors of its own.
 FLOORS_OF_SPECTRAL: tuple[tuple[str, ...], ...] = (
-    ("findings", "rows"),
+    ("findings", "guards", "rows"),
     ("reading",),
     ("measuring",),
     ("diagnostics", "comparison"),

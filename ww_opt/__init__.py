@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ww_opt.spectral.scores import score as score
     from ww_opt.study.study import Study as Study
     from ww_opt.training.dropout import add_dropout as add_dropout
+    from ww_opt.training.judging import judge as judge
+    from ww_opt.training.judging import late_loss as late_loss
     from ww_opt.training.labels import by_block as by_block
     from ww_opt.training.labels import by_depth as by_depth
     from ww_opt.training.labels import by_kind as by_kind
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from ww_opt.training.labels import tied as tied
     from ww_opt.training.late_entry import LateEntry as LateEntry
     from ww_opt.training.late_entry import LateExamples as LateExamples
-    from ww_opt.training.late_entry import judge as judge
-    from ww_opt.training.late_entry import late_loss as late_loss
     from ww_opt.training.layerwise import LayerSettings as LayerSettings
     from ww_opt.training.task import Task as Task
 
@@ -49,8 +49,8 @@ _HOME = {
     "by_kind": "training.labels",
     "by_layer": "training.labels",
     "by_prefix": "training.labels",
-    "judge": "training.late_entry",
-    "late_loss": "training.late_entry",
+    "judge": "training.judging",
+    "late_loss": "training.judging",
     "report": "search.report",
     "report_late": "search.report",
     "score": "spectral.scores",

@@ -113,6 +113,7 @@ class SpectralObjective:
         value = math.nan
         with _one_at_a_time(), seeded(self.seed, self.task.device):
             records.begin(trial)
+            records.write(trial, guard=self.guard)
             model = self.task.build_model()
             _check_fresh(model, self.task.name)
             groups = self.space.configure(trial, model)
@@ -125,6 +126,7 @@ class SpectralObjective:
     def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, score: Score) -> float:
         if checkpoint.error:
             raise pruned(trial, checkpoint.step, f"training diverged by step {checkpoint.step}: it {checkpoint.error}")
+        records.write(trial, in_nats=checkpoint.in_nats)
         if checkpoint.late:
             report_late(trial, checkpoint.late)
         # the running loss sees a divergence that the few batches of the clean loss may miss

@@ -16,8 +16,9 @@ from ww_opt.search import records
 from ww_opt.search.report import check_trial, report, report_late
 from ww_opt.search.space import LayerwiseSpace
 from ww_opt.spectral.scores import named_score
-from ww_opt.training.late_entry import Judgement, LateEntry, LateExamples
-from ww_opt.training.loop import judge_cohort
+from ww_opt.training.cohorts import is_cross_entropy, judge_cohort, look_at_first_batch
+from ww_opt.training.judging import Judgement
+from ww_opt.training.late_entry import LateEntry, LateExamples
 from ww_opt.training.modes import evaluating
 from ww_opt.training.optimizers import build_optimizer
 from ww_opt.training.randomness import undisturbed
@@ -96,12 +97,17 @@ class Run:
         self._done, self._is_due, self._value = 0, False, math.nan
         self._running, self._n_running = torch.zeros((), device=self._device), 0
         records.begin(self.trial)
+        guard = self.guard if self.guard is not None else "late" if self.late is not None else False
+        records.write(self.trial, guard=guard)
         if self.space is not None:
             self.groups = self.space.configure(self.trial, self.model)
         else:
             self.groups = [{"params": [own for own in self.model.named_parameters() if own[1].requires_grad]}]
         if self.late is not None:
             self.entry = self.late.over(self.n_steps)
+            first = self.entry.present[: self.late.batch_size]
+            with undisturbed(self._device), evaluating(self.model):
+                self.late = look_at_first_batch(self.model, self.late, placed(self.late.take(first), self._device))
             if self.first_loss is None:
                 some = self.entry.present[: _FIRST_BATCHES * self.late.batch_size]
                 losses = self._judged(some, 0).losses
@@ -169,8 +175,11 @@ class Run:
             raise TypeError(f"`loss` must be a scalar, but got shape {tuple(own.shape)}: take the batch's mean.")
         self._done, self._is_due = self._done + 1, False
         self._running, self._n_running = self._running + own.reshape(()).to(self._running), self._n_running + 1
-        if self.first_loss is None and math.isfinite(float(own)):
-            self.first_loss = float(own)
+        if self._done == 1:
+            if isinstance(loss, torch.Tensor):
+                records.write(self.trial, in_nats=is_cross_entropy(loss))
+            if self.first_loss is None and math.isfinite(float(own)):
+                self.first_loss = float(own)
         if self._done % self._interval == 0 or self._done == self.n_steps:
             self._look()
         self._judge_joining()

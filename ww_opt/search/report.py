@@ -20,7 +20,7 @@ from ww_opt.search import records
 from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.scores import Score, named_score
 from ww_opt.spectral.scores import score as score_of
-from ww_opt.training.late_entry import Judgement, late_loss
+from ww_opt.training.judging import Judgement, are_in_nats, late_loss
 
 __all__ = ["Losses", "check_trial", "directions", "pruned", "report", "report_late"]
 
@@ -67,8 +67,8 @@ def report(
         optuna.TrialPruned: the pruner says so, or the loss, a weight or the score is not finite. The reason is
             recorded.
         TypeError: the trial is none, a step is no whole number or a loss is no number.
-        ValueError: the score is unknown, no layer is wide enough to be judged, or a step is negative, beyond
-            ``n_steps`` or not after the one before.
+        ValueError: the score is unknown, no layer is wide enough to be judged and no late examples guard, or a step is
+            negative, beyond ``n_steps`` or not after the one before.
     """
     chosen = named_score(score)
     check_trial(trial)
@@ -78,15 +78,19 @@ def report(
         raise pruned(trial, step, f"the training loss became {train_loss} at step {step}: training diverged")
     started = time.perf_counter()
     diagnosis = diagnose(model)
-    raw = score_of(diagnosis, chosen.unguarded())
     first_loss = records.read(trial, "first_loss")
     late = _late(trial)
     judged_late = late_loss(late) if late else None
+    # late examples judge networks that are too narrow for spectra as well; the training loss alone is no judge
+    needs_spectra = not chosen.is_guarded or records.read(trial, "guard", "late") != "late"
+    raw = score_of(diagnosis, chosen.unguarded()) if needs_spectra else chosen.unguarded()(diagnosis)
     value = raw
     if chosen.is_guarded:
         if first_loss is None:
             _tell_of_first_loss()
-        value = chosen(diagnosis, train_loss=train_loss, first_loss=first_loss, late_loss=judged_late)
+        in_nats = are_in_nats(late) if late else bool(records.read(trial, "in_nats", True))
+        beside = {"train_loss": train_loss, "first_loss": first_loss, "late_loss": judged_late}
+        value = chosen(diagnosis, **beside, in_nats=in_nats)
     unsigned, asked = value, directions(trial)
     if asked and asked != (chosen.direction,) and len(asked) == 1:
         value = -value

@@ -17,15 +17,26 @@ import numpy as np
 
 from ww_opt.spectral.diagnostics import COLLAPSED, diagnose
 from ww_opt.spectral.findings import NARROW
+from ww_opt.spectral.guards import guard, late_guard
 from ww_opt.spectral.reading.weights import Source
 from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
 
 Direction = Literal["minimize", "maximize"]
 Rows = Sequence[LayerDiagnostics]
 
-__all__ = ["FORMULA", "LATE_SHARE", "SCORES", "Score", "guard", "judged", "named_score", "network_gain", "score"]
+__all__ = [
+    "FORMULA",
+    "LATE_SHARE",
+    "SCORES",
+    "Score",
+    "guard",
+    "judged",
+    "named_score",
+    "network_gain",
+    "score",
+]
 
-FORMULA = 3
+FORMULA = 4
 """Number of the formulas below: values of another number are not ranked with these."""
 _NOT_HIDDEN = ("embedding", "lora")
 _NAN = float("nan")
@@ -51,6 +62,7 @@ class Score:
         train_loss: float | None = None,
         first_loss: float | None = None,
         late_loss: float | None = None,
+        in_nats: bool = True,
     ) -> float:
         """Return the score; a guarded one needs the training loss, and prefers the loss on examples that came late.
 
@@ -59,20 +71,28 @@ class Score:
             train_loss: mean training loss, in the loss's own unit; only used by guarded scores.
             first_loss: the same before training, which is what chance gives; sets the guard's floor.
             late_loss: as from :func:`ww_opt.late_loss`; then the score counts for ``LATE_SHARE`` beside it.
+            in_nats: whether the loss that guards (the late one where there is one) is a cross-entropy. Others are
+                taken by :func:`ww_opt.spectral.guards.relative_loss`, so that their unit does not matter.
+
+        A guarded score of a network without a judged layer is what the guard says, alone.
 
         Raises:
-            ValueError: the score is guarded and ``train_loss`` is missing.
+            ValueError: the score is guarded and ``train_loss`` is missing, or ``first_loss`` is and the late loss is
+                not in nats.
         """
         rows = tuple(diagnosis)
-        value = _NAN if any(_is_broken(row) for row in rows) else self.function(rows)
+        is_broken = any(_is_broken(row) for row in rows)
+        value = _NAN if is_broken else self.function(rows)
         if not self.is_guarded:
             return value
         if train_loss is None:
             raise ValueError(f"Score {self.name!r} needs the training loss, but got None: pass `train_loss=`.")
         sign = 1.0 if self.direction == "minimize" else -1.0
+        if math.isnan(value) and not is_broken and not judged(rows):
+            value = 0.0  # too narrow for spectra, as every trial of this shape is
         if late_loss is None or not math.isfinite(train_loss):
-            return value + sign * guard(train_loss, first_loss)
-        return LATE_SHARE * value + sign * (late_loss - _reference(first_loss))
+            return value + sign * guard(train_loss, first_loss, in_nats=in_nats)
+        return LATE_SHARE * value + sign * late_guard(late_loss, first_loss, in_nats=in_nats)
 
     def guarded(self) -> Score:
         """Return the same score with the training-loss guard of :func:`guard`."""
@@ -96,30 +116,9 @@ def judged(rows: Iterable[LayerDiagnostics]) -> Rows:
     return tuple(row for row in hidden if row.is_analysed and row.M >= NARROW)
 
 
-FLOOR = 0.5
-"""Share of the first loss under which a smaller training loss earns nothing. What lies below may be wrong labels learnt
-by heart: with a floor of 5 % the guard turns the ranking round where 40 % of the labels are wrong (Spearman with test
-accuracy -.30 instead of +.07 over three tasks), and its picks lose more (5.4 points of accuracy instead of 4.0)."""
-
-
-def guard(train_loss: float, first_loss: float | None = None) -> float:
-    """Penalty for a high training loss: ``ln(max(train_loss, floor) / first_loss)``, 0 at chance, ``ln 0.5`` at best.
-
-    Without ``first_loss``, the loss of chance among ten classes, ``ln 10``, stands in. Infinite for a non-finite loss.
-    """
-    reference = _reference(first_loss)
-    if not math.isfinite(train_loss):
-        return math.inf
-    return math.log(max(train_loss, FLOOR * reference) / reference)
-
-
 LATE_SHARE = 0.05
 """What a unit of the score is worth beside the late loss, in nats. Chosen on the other tasks each time, the two
 together rank better than the late loss alone on the tasks left out (mean Spearman .81 against .78)."""
-
-
-def _reference(first_loss: float | None) -> float:
-    return first_loss if first_loss is not None and first_loss > 0 else math.log(10)
 
 
 def _over(of: Callable[[LayerDiagnostics], float]) -> Callable[[Rows], float]:
@@ -231,6 +230,7 @@ def score(
     train_loss: float | None = None,
     first_loss: float | None = None,
     late_loss: float | None = None,
+    in_nats: bool = True,
 ) -> float:
     """Score a model by its weights alone, or, with ``train_loss``, with a guard as well.
 
@@ -239,7 +239,9 @@ def score(
         name: a key of ``SCORES``; its ``direction`` says which way is better.
         train_loss: mean training loss. Given, the score is the guarded one.
         first_loss: the same before training; see :func:`guard`.
-        late_loss: loss on examples that came late; given with ``train_loss``, it takes the place of the guard.
+        late_loss: loss on examples that came late; given with ``train_loss``, it takes the place of the guard. It
+            judges networks too narrow for spectra as well.
+        in_nats: whether the loss that guards is a cross-entropy; see :class:`Score`.
 
     Returns:
         The score. NaN if a weight is not finite.
@@ -249,7 +251,7 @@ def score(
     """
     chosen = named_score(name)
     diagnosis = model if isinstance(model, Diagnosis) else diagnose(model)
-    if not judged(diagnosis) and not any(_is_broken(row) for row in diagnosis):
+    if late_loss is None and not judged(diagnosis) and not any(_is_broken(row) for row in diagnosis):
         raise ValueError(
             f"A score needs a hidden weight matrix at least {NARROW} wide, but the widest of {len(diagnosis)} layers "
             f"has {max(row.M for row in diagnosis)}: wider layers can be judged, these cannot."
@@ -258,4 +260,5 @@ def score(
         raise ValueError("`late_loss` guards together with the training loss, but got no `train_loss`: pass both.")
     if train_loss is not None and not chosen.is_guarded:
         chosen = chosen.guarded()
-    return chosen(diagnosis, train_loss=train_loss, first_loss=first_loss, late_loss=late_loss)
+    losses = {"train_loss": train_loss, "first_loss": first_loss, "late_loss": late_loss}
+    return chosen(diagnosis, **losses, in_nats=in_nats)

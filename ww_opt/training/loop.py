@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +12,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ww_opt.training.cohorts import even_parts, judge_cohort, look_at_first_batch
 from ww_opt.training.first_batch import check_gradient
-from ww_opt.training.late_entry import Judgement, LateEntry, LateExamples, judge
+from ww_opt.training.judging import Judgement
+from ww_opt.training.late_entry import LateEntry, LateExamples
 from ww_opt.training.modes import Modes, set_optimizer_mode
 from ww_opt.training.task import Task, placed
 
-__all__ = ["Loop", "Parts", "drawn", "drawn_at", "endless", "entry_of", "judge_cohort", "no_batches", "taken"]
+__all__ = ["Loop", "Parts", "drawn", "drawn_at", "endless", "entry_of", "no_batches", "taken"]
 
 Parts = Sequence[tuple[float, Any]]
 """The batches of one optimizer step, each with its share in the loss."""
@@ -41,7 +43,7 @@ class Loop:
         return cls(model, task, optimizer, Modes.of(model), scaler)
 
     def step(self, parts: Parts) -> torch.Tensor:
-        """Do one optimizer step; return the loss."""
+        """Do one optimizer step; return the loss, whose graph is still there to be read."""
         self.modes.train(self.optimizer)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.task.device)
@@ -50,7 +52,7 @@ class Loop:
             check_gradient(loss)
             scaled = loss if self.scaler is None else self.scaler.scale(loss)
             scaled.backward()  # type: ignore[no-untyped-call]
-            total = total + loss.detach() if len(parts) > 1 else loss.detach()
+            total = total + loss if len(parts) > 1 else loss
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.task.clip_norm is not None:
@@ -99,30 +101,19 @@ class Loop:
             losses = [float(self.loss(batch)) for batch in batches]
         return sum(losses) / len(losses) if losses else math.nan
 
-    def judged(self, cohort: torch.Tensor, step: int) -> Judgement:
-        """Judge the model, in eval mode, on examples that join now."""
-        late, device = self.task.late_entry, self.task.device
-        assert late is not None
+    def looked_at(self, batch: Any) -> LateExamples | None:
+        """Return the task's late entry with what a first batch tells of it; what does not fit is told now."""
+        late = self.task.late_entry
         self.sleep()
-        with torch.no_grad(), self.autocast():
+        with self.autocast():
+            return None if late is None else look_at_first_batch(self.model, late, batch)
+
+    def judged(self, late: LateExamples, cohort: torch.Tensor, step: int) -> Judgement:
+        """Judge the model, in eval mode, on examples that join now."""
+        device = self.task.device
+        self.sleep()
+        with self.autocast():
             return judge_cohort(self.model, late, cohort, step, lambda i: placed(late.take(i), device), self.loss)
-
-
-def judge_cohort(
-    model: nn.Module,
-    late: LateExamples,
-    cohort: torch.Tensor,
-    step: int,
-    take: Callable[[torch.Tensor], Any],
-    loss: Callable[[Any], torch.Tensor],
-) -> Judgement:
-    """Judge a model in eval mode on examples that join now; ``take`` places the batch that numbers make."""
-    numbers = torch.split(cohort, late.batch_size)
-    if late.logits is None:
-        total = sum(len(part) * float(loss(take(part))) for part in numbers)
-        return Judgement(step, len(cohort), math.nan, (total / len(cohort),))
-    logits, labels = zip(*(late.logits(model, take(part)) for part in numbers), strict=True)
-    return judge(torch.cat([own.flatten(0, -2) for own in logits]), torch.cat([own.flatten() for own in labels]), step)
 
 
 def entry_of(task: Task, n_steps: int) -> LateEntry | None:
@@ -159,10 +150,9 @@ def drawn(task: Task, batches: Iterator[Any]) -> Parts:
 
 
 def drawn_at(task: Task, index: torch.Tensor) -> Parts:
-    """Take the examples of one optimizer step by number, in as many batches as are accumulated, of nearly one size."""
+    """Take the examples of one optimizer step by number, in batches of nearly one size."""
     assert task.late_entry is not None
-    n_parts = min(task.accumulate, math.ceil(len(index) / task.late_entry.batch_size))
-    parts = torch.tensor_split(index, n_parts) if n_parts > 1 else (index,)
+    parts = even_parts(index, task.late_entry.batch_size) if task.accumulate > 1 else (index,)
     return [(len(part) / len(index), placed(task.late_entry.take(part), task.device)) for part in parts]
 
 
@@ -170,4 +160,4 @@ def taken(task: Task, index: torch.Tensor) -> Iterator[Any]:
     """Take examples by number, batch by batch."""
     late = task.late_entry
     assert late is not None
-    return (placed(late.take(part), task.device) for part in torch.split(index, late.batch_size))
+    return (placed(late.take(part), task.device) for part in even_parts(index, late.batch_size))

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ww_opt.training.cohorts import is_cross_entropy
 from ww_opt.training.divergence import divergence
 from ww_opt.training.first_batch import check_first_loss, explained
-from ww_opt.training.late_entry import Judgement
+from ww_opt.training.judging import Judgement
 from ww_opt.training.loop import Loop, Parts, drawn, drawn_at, endless, entry_of, no_batches, taken
 from ww_opt.training.optimizers import Rates, build_optimizer
 from ww_opt.training.randomness import Streams
@@ -30,7 +31,7 @@ class Checkpoint:
     ``train_loss`` is the clean training loss: dropout off, no gradient, averaged over a few training batches.
     ``running_loss`` is the mean over the steps since the last checkpoint, dropout on. ``first_loss`` is the clean
     loss before the first step. All are NaN or infinite where training diverged; the run ends with that checkpoint.
-    ``late`` is what examples that came late have said so far, of :class:`ww_opt.training.late_entry.LateExamples`.
+    ``late`` is what :class:`ww_opt.LateExamples` have said so far. ``in_nats``: whether the loss is a cross-entropy.
     ``model`` is the live model, in eval mode; ``seconds`` is the time spent in training since the start, without the
     caller's own time at checkpoints. ``error`` is what the user's code raised because training had diverged.
     """
@@ -43,6 +44,7 @@ class Checkpoint:
     first_loss: float
     seconds: float
     late: tuple[Judgement, ...] = ()
+    in_nats: bool = True
     error: str = ""
 
     @property
@@ -101,13 +103,14 @@ def _checkpoints(loop: Loop, n_steps: int, interval_steps: int, n_loss_batches: 
         raise no_batches(task)
     with explained(model, probe):
         first_loss = loop.clean_loss(probe)
+        late_entry = loop.looked_at(probe[0])
     check_first_loss(first_loss, task.name)
     streams.restore()
     batches = endless(task)
     of_step = (drawn(task, batches) for _ in range(n_steps)) if entry is None else (drawn_at(task, i) for i in entry)
     late: list[Judgement] = []
     rates = Rates.of(loop.optimizer)
-    seconds = 0.0
+    seconds, in_nats = 0.0, task.in_nats
     for start in range(0, n_steps, interval_steps):
         stop = min(start + interval_steps, n_steps)
         started = time.perf_counter()
@@ -117,10 +120,14 @@ def _checkpoints(loop: Loop, n_steps: int, interval_steps: int, n_loss_batches: 
         parts: Parts = [(1.0, batch) for batch in probe]
         try:
             for step in range(start, stop):
-                late += [loop.judged(cohort, step) for cohort in (entry.joining(step) if entry else ())]
+                for cohort in entry.joining(step) if entry else ():
+                    assert late_entry is not None
+                    late.append(loop.judged(late_entry, cohort, step))
                 rates.scale(task.schedule(step / n_steps))
                 parts = next(of_step)
-                running += loop.step(parts)
+                loss = loop.step(parts)
+                running += loss.detach()
+                in_nats = is_cross_entropy(loss) if in_nats is None else in_nats
             step = stop
             streams = Streams.now(task.device)
             train_loss = loop.clean_loss(probe)
@@ -128,9 +135,9 @@ def _checkpoints(loop: Loop, n_steps: int, interval_steps: int, n_loss_batches: 
             error = _divergence(raised, loop, parts) if step > 0 else ""
             if not error:
                 raise
-        running_loss = math.nan if error else float(running) / (stop - start)
+        losses = (train_loss, math.nan if error else float(running) / (stop - start), first_loss)
         seconds += time.perf_counter() - started
-        checkpoint = Checkpoint(step, n_steps, model, train_loss, running_loss, first_loss, seconds, tuple(late), error)
+        checkpoint = Checkpoint(step, n_steps, model, *losses, seconds, tuple(late), in_nats is not False, error)
         yield checkpoint
         if stop == n_steps or not checkpoint.is_finite:
             return

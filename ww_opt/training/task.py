@@ -54,6 +54,8 @@ class Task:
         late_entry: the training examples by number. :func:`ww_opt.training.run.train` lets some of them join towards
             the end, and judges the model on them just before; batches then come from here, not from ``batches``. No
             data is lost. A ``SpectralObjective`` uses it with ``guard="late"`` alone.
+        in_nats: whether the loss is a cross-entropy; guards treat others by their ratio to the first loss. ``None``:
+            told from torch's graph of the first step.
         amp: ``torch.bfloat16`` or ``torch.float16``: what autocast computes losses and logits in; weights stay as they
             are. Gradients of float16 are scaled. ``evaluate`` is left to the user. ``None``: no autocast.
         accumulate: batches whose gradients make up one optimizer step; the loss of a step is their mean. Steps, looks
@@ -76,6 +78,7 @@ class Task:
     name: str = "task"
     steps_per_epoch: int | None = None
     late_entry: LateExamples | None = None
+    in_nats: bool | None = None
     amp: torch.dtype | None = None
     accumulate: int = 1
 
