@@ -98,7 +98,7 @@ class TestValues:
         assert read(trial, "settings") == {"fc": {"lr": 0.1, "dropout": None}}
         assert read(trial, "steps") == [1, 2]
         assert read(trial, "done") is True
-        assert read(trial, "first_loss", default=0.0) is None
+        assert read(trial, "first_loss") is None
         assert read(trial, "missing", default="default") == "default"
 
     def test_a_value_may_have_any_name(self, study: optuna.Study) -> None:
@@ -116,7 +116,7 @@ class TestValues:
         trial = study.ask()
         trial.set_user_attr("reason", "mine")
         write(trial, reason="ours")
-        assert trial.user_attrs == {"reason": "mine", "ww_opt:reason": "ours"}
+        assert trial.user_attrs == {"reason": "mine", "ww_opt:reason": "ours", "ww_opt:of_trial": trial.number}
 
 
 class TestLayerRecords:

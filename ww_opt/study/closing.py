@@ -17,6 +17,7 @@ from ww_opt.search.records import Look
 from ww_opt.study.study import INTERRUPTED, Study
 from ww_opt.study.trust import comparable, seed_noise, trust
 from ww_opt.study.weights_folder import pick_file, save_weights, weights_file
+from ww_opt.training.wrappers import load_plain_state
 
 __all__ = ["Closing", "TestAccuracy", "closing", "open_test_set", "pick_of", "train_pick"]
 
@@ -161,12 +162,14 @@ def open_test_set(study: Study, host: optuna.Study, directory: Path) -> TestAccu
     with torch.random.fork_rng(devices=[]):
         model = task.build_model().to(task.device)
     for number in kept:
-        model.load_state_dict(torch.load(weights_file(directory, number), map_location=task.device, weights_only=True))
+        load_plain_state(
+            model, torch.load(weights_file(directory, number), map_location=task.device, weights_only=True)
+        )
         accuracies[number] = float(task.evaluate(model))
     again = math.nan
     file = pick_file(directory, pick.number)
     if host.user_attrs.get(_AGAIN) == pick.number and file.is_file():
-        model.load_state_dict(torch.load(file, map_location=task.device, weights_only=True))
+        load_plain_state(model, torch.load(file, map_location=task.device, weights_only=True))
         again = float(task.evaluate(model))
     only_pick = len(kept) < len(complete)
     best = max(accuracies, key=lambda number: accuracies[number])

@@ -11,6 +11,8 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
+from ww_opt.training.wrappers import plain_state
+
 __all__ = ["claim", "keep_all", "keep_only_best", "pick_file", "save_weights", "weights_file"]
 
 _IDENTITY = "ww_opt:id"
@@ -49,9 +51,9 @@ def claim(directory: Path, host: optuna.Study) -> None:
 
 
 def save_weights(model: nn.Module, target: Path) -> None:
-    """Write a state dict aside and rename it: a crash leaves no half file behind."""
+    """Write a state dict, without the names of wrappers, aside and rename it: a crash leaves no half file behind."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), target.with_suffix(".part"))
+    torch.save(plain_state(model), target.with_suffix(".part"))
     target.with_suffix(".part").replace(target)
 
 
