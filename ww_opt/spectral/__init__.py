@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ww_opt.spectral.diagnostics import diagnose as diagnose
     from ww_opt.spectral.findings import Finding as Finding
+    from ww_opt.spectral.findings import Role as Role
     from ww_opt.spectral.findings import Status as Status
     from ww_opt.spectral.measuring.fits import PowerLawFit as PowerLawFit
     from ww_opt.spectral.measuring.fits import fit_power_law as fit_power_law
@@ -20,6 +21,7 @@ _HOME = {
     "Finding": "findings",
     "LayerDiagnostics": "rows",
     "PowerLawFit": "measuring.fits",
+    "Role": "findings",
     "SCORES": "scores",
     "Score": "scores",
     "Status": "findings",
