@@ -61,6 +61,14 @@ class TestLooks:
         assert math.isnan(found.layers[0].stable_rank)
         assert found.score == LOOK.score
 
+    def test_layers_from_before_there_were_roles_have_none(self, study: optuna.Study) -> None:
+        trial = study.ask()
+        write_look(trial, LOOK)
+        [(key, value)] = [item for item in trial.user_attrs.items() if ":look:" in item[0]]
+        trial.set_user_attr(key, {**value, "layers": [{k: v for k, v in value["layers"][0].items() if k != "role"}]})
+        (found,) = looks(trial)
+        assert found.layers == (replace(LAYER, role=""),)
+
     def test_looks_come_by_step(self, study: optuna.Study) -> None:
         trial = study.ask()
         for step in (600, 60, 1200):

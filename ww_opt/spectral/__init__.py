@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ww_opt.spectral.advice import suggestions as suggestions
     from ww_opt.spectral.diagnostics import diagnose as diagnose
     from ww_opt.spectral.findings import Finding as Finding
+    from ww_opt.spectral.findings import Role as Role
     from ww_opt.spectral.findings import Status as Status
     from ww_opt.spectral.measuring.fits import PowerLawFit as PowerLawFit
     from ww_opt.spectral.measuring.fits import fit_power_law as fit_power_law
@@ -22,6 +23,7 @@ _HOME = {
     "Finding": "findings",
     "LayerDiagnostics": "rows",
     "PowerLawFit": "measuring.fits",
+    "Role": "findings",
     "SCORES": "scores",
     "Score": "scores",
     "Status": "findings",

@@ -162,16 +162,26 @@ def network_gain(rows: Rows) -> float:
     shape (Glorot and Bengio 2010): ``sqrt(2 / (N + M)) (sqrt N + sqrt M)``. The mean of the logarithms does not change
     when neighbours pass a factor to each other. A judged layer without spikes has learnt no gain, whatever its scale.
     Several output layers count as one, their mean. An embedding that is the output layer as well (there is no other)
-    has an embedding's scale, so it counts as an output layer that has learnt no gain. NaN without layers.
+    has an embedding's scale, so it counts as an output layer with PyTorch's own weights. NaN without layers.
     """
     read = [row for row in rows if row.is_analysed]
-    gains = [_gain(row) for row in read if row.role is Role.HIDDEN]
+    hidden = [row for row in read if row.role is Role.HIDDEN]
+    embeddings = [row for row in read if row.role is Role.EMBEDDING]
+    gains = [_gain(row) for row in hidden]
     outputs = [_gain(row) for row in read if row.role is Role.HEAD]
     if outputs:
         gains.append(float(np.mean(outputs)))
-    elif gains and not any(row.role is Role.HEAD for row in rows) and any(row.role is Role.EMBEDDING for row in read):
-        gains.append(UNLEARNT_GAIN)
+    elif gains and embeddings and not any(row.role is Role.HEAD for row in rows):
+        gains.append(_tied_gain(embeddings, hidden))
     return float(np.mean(gains)) if gains else _NAN
+
+
+def _tied_gain(embeddings: Rows, hidden: Rows) -> float:
+    """Gain of PyTorch's own linear layer of the largest embedding's shape, from the network's width to tokens."""
+    row = max(embeddings, key=lambda row: row.N * row.M)
+    widths = {side for other in hidden for side in (other.N, other.M)}
+    width = row.N if row.N in widths and row.M not in widths else row.M
+    return 0.5 * math.log((row.N + row.M) / (6 * width))
 
 
 def _gain(row: LayerDiagnostics) -> float:

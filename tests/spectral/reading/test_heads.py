@@ -95,7 +95,16 @@ def test_a_matrix_without_a_bias_at_the_end_may_be_an_embedding() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["wte", "model.embed_tokens", "bert.embeddings.word_embeddings", "shared", "h.wpe", "rel.relative_attention_bias"],
+    [
+        "wte",
+        "model.embed_tokens",
+        "bert.embeddings.word_embeddings",
+        "shared",
+        "h.wpe",
+        "positional_encoding",
+        "pos",
+        "rel.relative_attention_bias",
+    ],
 )
 def test_embeddings(name: str) -> None:
     assert is_embedding(name)

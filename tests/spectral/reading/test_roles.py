@@ -223,6 +223,13 @@ class TestFrozen:
         assert score(model) == pytest.approx(expected, rel=1e-12)
         assert "training cannot change it" in diagnose(model).rows[0].note
 
+    def test_a_trained_layer_too_narrow_to_be_judged_leaves_the_frozen_ones_judged(self) -> None:
+        model = self.net()
+        model.requires_grad_(False)
+        model.head = nn.Sequential(nn.Linear(64, 16), nn.Linear(16, 40))
+        assert names(model) == ["body.0", "body.2"]
+        assert score(model) == pytest.approx(score(model.state_dict()), rel=1e-12)
+
 
 class TestRefusals:
     @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ def _shards(folder: Path, pattern: str) -> list[Path]:
         return [folder / name for name in names]
     files = sorted(folder.glob(pattern))
     if pattern == "*.bin":
-        files = [file for file in files if re.match(r"(diffusion_)?pytorch_model|model|adapter_model", file.name)]
+        files = [
+            file for file in files if re.match(r"(diffusion_)?pytorch_(model|lora)|model|adapter_model", file.name)
+        ]
     weights = [file for file in files if not _NO_WEIGHTS.search(file.name)] or [
         file for file in files if re.search(r"\.(fp16|bf16)\.", file.name)
     ]

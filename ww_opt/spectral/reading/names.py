@@ -45,7 +45,7 @@ _INNER = re.compile(
 _ATTENTION = re.compile(r"(self_|cross_|multi_?head_?)?(attn|attention|sa|mha)\d*(_layer)?")
 _EMBEDDING = re.compile(r"\w*emb\w*")
 _TOKENS = re.compile(
-    r"wte|wpe|tok(en)?s?|word(s|_vectors)?|vocab(ulary)?|pos(ition)?s?|lookup|shared|codebook|relative_\w+|(\w+_)?table"
+    r"wte|wpe|tok(en)?s?|word(s|_vectors)?|vocab(ulary)?|pos(ition(al)?)?s?(_(enc|emb|table|id)\w*)?|lookup|shared|codebook|relative_\w+|(\w+_)?table"
 )
 _LINEAR = re.compile(r"\w*(proj|linear|fc|mlp|dense|map|conv|net)\w*|[a-z]*_?(in|out|up|down)")
 _NORM = re.compile(r"(\w+_)?(\w*norm|ln|bn|gn)(_\w+|\d*)?")
@@ -57,7 +57,7 @@ _NO_LAYER = re.compile(
     r"|index"
 )
 _A_LAYER = re.compile(
-    r"experts?|moe|proj|projection|kernels?|weights?|linear|dense|ffn?|fc\d*|mlp|gate|up|down|w\d*|w[a-z]|win|wout"
+    r"experts?|moe|proj|projection|kernels?|\w*weights?|linear|dense|ffn?|fc\d*|mlp|gate|up|down|w\d*|w[a-z]|win|wout"
 )
 _ADAPTER = re.compile(r"lora|loha|lokr|hada|oft|boft|ia3|vera|fourierft|vblora|prompt_embeddings")
 
