@@ -1,8 +1,8 @@
-"""What a diagnosis says: one row per layer."""
+"""What a diagnosis says: one row per layer, what of it is judged, and why where nothing is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Convention = Literal["default", "weightwatcher"]
 
-__all__ = ["Convention", "Diagnosis", "LayerDiagnostics"]
+__all__ = ["Convention", "Diagnosis", "LayerDiagnostics", "why_not_judged"]
 
 _NAN = float("nan")
 
@@ -105,6 +105,11 @@ class LayerDiagnostics:
         return self.role is Role.HIDDEN and self.is_analysed and self.M >= NARROW
 
     @property
+    def is_broken(self) -> bool:
+        """Whether it holds NaN or infinity, put there by training; a mask may well hold them."""
+        return self.M > 0 and not self.is_analysed and self.role not in (Role.TABLE, Role.UNSURE)
+
+    @property
     def in_score(self) -> str:
         """``yes``, or ``no`` and the reason."""
         if self.role is not Role.HIDDEN:
@@ -155,3 +160,36 @@ class Diagnosis:
         import pandas as pd
 
         return pd.DataFrame(self.records())
+
+
+def why_not_judged(rows: Sequence[LayerDiagnostics]) -> str:
+    """Why no score can be given, and the remedy; empty where one can."""
+    adapters = [row for row in rows if row.role is Role.ADAPTER]
+    others = [row.name for row in rows if row.role is not Role.ADAPTER]
+    if adapters and not any(row.name.startswith(f"{name}.") for row in adapters for name in others):
+        return (
+            f"Adapters alone cannot be scored: {len(adapters)} of {len(rows)} weights are parts of adapters, and what "
+            "they change is not there. Give the merged model (`merge_and_unload()`)."
+        )
+    if any(row.is_judged for row in rows) or any(row.is_broken for row in rows):
+        return ""
+    needed = f"A score needs a hidden weight matrix at least {NARROW} wide, but"
+    hidden = [row for row in rows if row.role is Role.HIDDEN]
+    read = [row for row in hidden if row.is_analysed]
+    # what may be a layer first, then what is one, then what is surely none
+    widest = max(rows, key=lambda row: (row.role is Role.UNSURE, row.M))
+    if widest.M < NARROW or (widest.role is not Role.UNSURE and hidden):
+        if read:
+            return (
+                f"{needed} the widest of {len(hidden)} hidden layers has {max(row.M for row in read)}: wider layers "
+                "can be judged, these cannot."
+            )
+        if hidden:
+            what = f"{hidden[0].name} is {hidden[0].fit_status}"
+            return f"{needed} none of {len(hidden)} hidden layers could be read: {what}."
+    why = "; ".join(text for text in (widest.role.value, widest.note) if text)
+    remedy = {
+        Role.UNSURE: "pass the model itself, adapters merged, with the matrix as the `weight` of a module of its own",
+        Role.TABLE: "keep the matrix as the `weight` of a module of its own, such as `nn.Linear`",
+    }.get(widest.role, "a network without hidden layers cannot be judged")
+    return f"{needed} none of {len(rows)} weights is sure to be one; the widest, {widest.name}, is {why}: {remedy}."

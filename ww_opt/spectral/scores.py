@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 
 from ww_opt.spectral.diagnostics import diagnose
-from ww_opt.spectral.findings import NARROW, Role
+from ww_opt.spectral.findings import Role
 from ww_opt.spectral.reading.weights import Source
-from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
+from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics, why_not_judged
 from ww_opt.spectral.rules import COLLAPSED
 
 Direction = Literal["minimize", "maximize"]
@@ -29,8 +29,6 @@ __all__ = ["FORMULA", "LATE_SHARE", "SCORES", "Score", "guard", "judged", "named
 
 FORMULA = 3
 """Number of the formulas below: values of another number are not ranked with these."""
-_NO_WEIGHTS = (Role.TABLE, Role.UNSURE)
-"""What may hold infinity though training is well: a file's masks."""
 _NAN = float("nan")
 
 
@@ -67,7 +65,7 @@ class Score:
             ValueError: the score is guarded and ``train_loss`` is missing.
         """
         rows = tuple(diagnosis)
-        value = _NAN if any(_is_broken(row) for row in rows) else self.function(rows)
+        value = _NAN if any(row.is_broken for row in rows) else self.function(rows)
         if not self.is_guarded:
             return value
         if train_loss is None:
@@ -84,10 +82,6 @@ class Score:
     def unguarded(self) -> Score:
         """Return the same score of the weights alone."""
         return replace(self, is_guarded=False)
-
-
-def _is_broken(row: LayerDiagnostics) -> bool:
-    return row.M > 0 and not row.is_analysed and row.role not in _NO_WEIGHTS
 
 
 def judged(rows: Iterable[LayerDiagnostics]) -> Rows:
@@ -255,7 +249,7 @@ def score(
     """
     chosen = named_score(name)
     diagnosis = model if isinstance(model, Diagnosis) else diagnose(model)
-    fault = _why_not(diagnosis.rows)
+    fault = why_not_judged(diagnosis.rows)
     if fault:
         raise ValueError(fault)
     if late_loss is not None and train_loss is None:
@@ -263,35 +257,3 @@ def score(
     if train_loss is not None and not chosen.is_guarded:
         chosen = chosen.guarded()
     return chosen(diagnosis, train_loss=train_loss, first_loss=first_loss, late_loss=late_loss)
-
-
-def _why_not(rows: Rows) -> str:
-    """Why no score can be given, and the remedy; empty where one can."""
-    adapters = [row for row in rows if row.role is Role.ADAPTER]
-    others = [row.name for row in rows if row.role is not Role.ADAPTER]
-    if adapters and not any(row.name.startswith(f"{name}.") for row in adapters for name in others):
-        return (
-            f"Adapters alone cannot be scored: {len(adapters)} of {len(rows)} weights are parts of adapters, and what "
-            "they change is not there. Give the merged model (`merge_and_unload()`)."
-        )
-    if judged(rows) or any(_is_broken(row) for row in rows):
-        return ""
-    needed = f"A score needs a hidden weight matrix at least {NARROW} wide, but"
-    hidden = [row for row in rows if row.role is Role.HIDDEN]
-    read = [row for row in hidden if row.is_analysed]
-    if read:
-        return (
-            f"{needed} the widest of {len(hidden)} hidden layers has {max(row.M for row in read)}: wider layers can be "
-            "judged, these cannot."
-        )
-    if hidden:
-        return (
-            f"{needed} none of {len(hidden)} hidden layers could be read: {hidden[0].name} is {hidden[0].fit_status}."
-        )
-    wide = max(rows, key=lambda row: row.M)
-    why = "; ".join(text for text in (wide.role.value, wide.note) if text)
-    remedy = {
-        Role.UNSURE: "pass the model itself, adapters merged, with the matrix as the `weight` of a module of its own",
-        Role.TABLE: "keep the matrix as the `weight` of a module of its own, such as `nn.Linear`",
-    }.get(wide.role, "a network without hidden layers cannot be judged")
-    return f"{needed} none of {len(rows)} weights is sure to be one; the widest, {wide.name}, is {why}: {remedy}."

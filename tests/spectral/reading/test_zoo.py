@@ -34,10 +34,6 @@ def as_pt(model: nn.Module, folder: Path) -> Path:
 
 def as_checkpoint(model: nn.Module, folder: Path) -> Path:
     """As a training saves it, by names that one trainer or another gives."""
-    optimizer = torch.optim.AdamW(model.parameters())
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step = lambda: None  # type: ignore[assignment,method-assign,return-value]
     state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     moments = {place: {"exp_avg": torch.randn(64, 64)} for place in range(3)}
     checkpoint = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,8 @@ def swin() -> nn.Module:
     )  # fmt: skip
     return tree(
         patch_embed__proj=nn.Conv2d(3, D, 4, 4), layers__0__blocks=several(block),
-        layers__1__downsample__reduction=line(4 * D, D), layers__1__blocks=several(block), head__fc=nn.Linear(D, CLASSES),
+        layers__1__downsample__reduction=line(4 * D, D), layers__1__blocks=several(block),
+        head__fc=nn.Linear(D, CLASSES),
     )  # fmt: skip
 
 
@@ -167,8 +168,9 @@ def masked_bert() -> nn.Module:
 
 def gpt2(is_tied: bool, names: tuple[str, str] = ("transformer", "lm_head")) -> nn.Module:
     layer = lambda: tree(  # noqa: E731
-        ln_1=nn.LayerNorm(D), attn__bias=torch.tril(torch.ones(64, 64)).view(1, 1, 64, 64), attn__c_attn=Conv1D(3 * D, D),
-        attn__c_proj=Conv1D(D, D), mlp__c_fc=Conv1D(4 * D, D), mlp__c_proj=Conv1D(D, 4 * D),
+        ln_1=nn.LayerNorm(D), attn__bias=torch.tril(torch.ones(64, 64)).view(1, 1, 64, 64),
+        attn__c_attn=Conv1D(3 * D, D), attn__c_proj=Conv1D(D, D),
+        mlp__c_fc=Conv1D(4 * D, D), mlp__c_proj=Conv1D(D, 4 * D),
     )  # fmt: skip
     body = tree(wte=nn.Embedding(VOCABULARY, D), wpe=nn.Embedding(64, D), h=several(layer), ln_f=nn.LayerNorm(D))
     body.register_buffer("pe", torch.sin(torch.arange(64)[:, None] / 10 ** (torch.arange(D) / 8)))
@@ -267,7 +269,8 @@ def gru_with_weight_norm() -> nn.Module:
 @animal
 def mamba() -> nn.Module:
     layer = lambda: tree(  # noqa: E731
-        mixer__A_log=nn.Parameter(torch.log(torch.arange(1, 41.0)).repeat(WIDE, 1)), mixer__D=nn.Parameter(torch.ones(WIDE)),
+        mixer__A_log=nn.Parameter(torch.log(torch.arange(1, 41.0)).repeat(WIDE, 1)),
+        mixer__D=nn.Parameter(torch.ones(WIDE)),
         mixer__in_proj=line(D, 2 * WIDE), mixer__conv1d=nn.Conv1d(WIDE, WIDE, 4, groups=WIDE),
         mixer__x_proj=line(WIDE, 83), mixer__dt_proj=nn.Linear(3, WIDE), mixer__out_proj=line(WIDE, D),
     )  # fmt: skip
@@ -296,7 +299,8 @@ def diffusion_unet() -> nn.Module:
     )  # fmt: skip
     return tree(
         conv_in=nn.Conv2d(4, D, 3), time_embedding__linear_1=nn.Linear(D, WIDE),
-        time_embedding__linear_2=nn.Linear(WIDE, WIDE), down_blocks__0__attentions__0__transformer_blocks=several(block),
+        time_embedding__linear_2=nn.Linear(WIDE, WIDE),
+        down_blocks__0__attentions__0__transformer_blocks=several(block),
         down_blocks__0__resnets__0__time_emb_proj=nn.Linear(WIDE, D), conv_out=nn.Conv2d(D, 4, 3),
     )  # fmt: skip
 
@@ -346,12 +350,3 @@ def with_adapters(is_merged: bool) -> nn.Module:
 @animal
 def merged_adapters() -> nn.Module:
     return with_adapters(True)
-
-
-def hidden(model: nn.Module, left_out: Iterable[str]) -> set[str]:
-    """All owners of weights at least 32 wide but for those with one of these words in their names."""
-    return {
-        name.rpartition(".")[0]
-        for name, parameter in model.named_parameters()
-        if name.endswith("weight") and not any(word in name for word in left_out) and min(parameter.shape[:2]) >= 32
-    }

@@ -28,6 +28,7 @@ class Layer:
         kind: as in a row.
         shape: as it is stored; (out, in, ...) for most layers.
         is_hidden: it is a layer, so it may be an output layer.
+        is_layer: it is one, or may be: what it takes in, another layer gives.
         is_ambiguous: a matrix without a bias that an embedding would look like.
     """
 
@@ -35,6 +36,7 @@ class Layer:
     kind: str
     shape: tuple[int, ...]
     is_hidden: bool
+    is_layer: bool
     is_ambiguous: bool = False
 
 
@@ -92,7 +94,7 @@ def find_heads(layers: Sequence[Layer], is_tied: bool) -> Heads:
     places |= ends - doubtful
     if not places and not doubtful and not is_tied:
         places = _by_number(candidates, items) or _odd_block(items)
-    hidden = {item.place for item in items if item.layer.is_hidden}
+    hidden = {item.place for item in items if item.layer.is_layer}
     if not hidden - places - doubtful:
         places, doubtful = set(), set()
     found = bool(places or doubtful or is_tied or len(hidden) < 2)
@@ -159,7 +161,8 @@ def _outputs_of(container: tuple[str, ...], group: Sequence[_Item]) -> set[int]:
         return set() if item.parts[-1] in ("dense", "transform", "hidden") else {item.place}
     taken = {item.layer.shape[1] for item in group if len(item.layer.shape) > 1}
     ends = {item.place for item in usual if item.layer.shape and item.out not in taken}
-    return ends or _by_number(usual, group)
+    last = {item.place for item in usual if item.parts[-1] in ("out_proj", "out", "output", "final", "fc")}
+    return ends or _by_number(usual, group) or last
 
 
 def _weakly_named(outside: Sequence[_Item], items: Sequence[_Item], ends: set[int]) -> set[int]:
@@ -176,7 +179,7 @@ def _weakly_named(outside: Sequence[_Item], items: Sequence[_Item], ends: set[in
 
 def _taken_in(items: Iterable[_Item]) -> Counter[int]:
     """Sizes that layers take in, and how many layers each."""
-    return Counter(size for item in items if item.layer.is_hidden for size in _inputs(item.layer))
+    return Counter(size for item in items if item.layer.is_layer for size in _inputs(item.layer))
 
 
 def _inputs(layer: Layer) -> set[int]:

@@ -162,8 +162,11 @@ def _pieces(model: nn.Module) -> Iterator[_Piece]:
     indices = {id(module): index for index, module in enumerate(model.modules())}
     done: set[str] = set()
     below: dict[str, Verdict] = {}
+    owners: dict[str, str] = {}
     for path, module in model.named_modules():
-        place = _Place(path, path, module, indices[id(module)])
+        place = _Place(path, owners.get(path, path), module, indices[id(module)])
+        if "base_layer" in module._modules:
+            owners[place.full("base_layer")] = path
         adapters = adapters_of(module)
         below |= {place.full(child): verdict for child, verdict in _verdicts_below(module, bool(adapters)).items()}
         found = list(_lora_pieces(place, adapters, indices) if adapters else _own_pieces(place))
@@ -186,9 +189,9 @@ def _verdicts_below(module: nn.Module, is_lora: bool) -> dict[str, Verdict]:
     """What a module of peft says of its children: copies that are not in use, and adapters of other kinds than LoRA."""
     unused = Verdict(Role.BASE, "not in use: another copy of the layer is")
     found = {child: unused for child, is_used in saved_copies(module).items() if not is_used}
-    if not is_lora and has_other_adapter(module):
+    if "base_layer" in module._modules and (is_lora or has_other_adapter(module)):
         found |= {child: Verdict(Role.ADAPTER) for child in module._modules if child != "base_layer"}
-        if not is_base_used(module):
+        if not is_lora and not is_base_used(module):
             how = f"beneath an adapter ({type(module).__name__}) whose merged weight is not known here"
             found["base_layer"] = Verdict(Role.UNSURE, how)
     return found

@@ -105,7 +105,7 @@ def is_embedding(owner: str) -> bool:
     parts = [part.lower() for part in plain_parts(owner) if not part.isdigit()]
     if not parts:
         return False
-    if _STRONG.fullmatch(parts[-1]):  # `embed_out`
+    if _STRONG.fullmatch(parts[-1]) or re.search("proj|linear|mlp|dense", parts[-1]):  # `embed_out`
         return False
     if _TOKENS.fullmatch(parts[-1]) or _EMBEDDING.fullmatch(parts[-1]):
         return True

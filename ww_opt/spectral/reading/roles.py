@@ -105,7 +105,14 @@ def settle(weights: Sequence[Unsettled]) -> Settled:
     """Find the output layers and the frozen ones; a matter of names, shapes and flags, so it costs no time."""
     tied = [weight.role is Role.EMBEDDING and _has_output_tie(weight.facts.ties) for weight in weights]
     layers = [
-        Layer(weight.facts.path, weight.kind, weight.facts.shape, weight.role is Role.HIDDEN, _is_ambiguous(weight))
+        Layer(
+            path=weight.facts.path,
+            kind=weight.kind,
+            shape=weight.facts.shape,
+            is_hidden=weight.role is Role.HIDDEN,
+            is_layer=weight.role in (Role.HIDDEN, Role.UNSURE),
+            is_ambiguous=_is_ambiguous(weight),
+        )
         for weight in weights
     ]
     heads = find_heads(layers, any(tied))
@@ -125,7 +132,7 @@ def settle(weights: Sequence[Unsettled]) -> Settled:
             notes.append(f"{_NO_BIAS}, so it is an output layer or an embedding")
         elif role is Role.HIDDEN and layers[place].is_ambiguous and _is_loose(weight):
             notes.append(_NO_BIAS)
-        if weight.facts.is_frozen and role in (Role.HIDDEN, Role.HEAD):
+        if weight.facts.is_frozen and role is Role.HIDDEN:
             if is_trained:
                 role = Role.FROZEN
                 notes.append("a file does not tell frozen layers from trained ones and would have it judged")

@@ -146,7 +146,7 @@ def _lora(key: str, state: Mapping[str, Any]) -> _Entry | None:
 
 
 def _computed(key: str, tensor: Tensor, state: Mapping[str, Any]) -> _Entry | None:
-    """The effective weight of weight_norm and of pruning; the raw one of other parametrisations."""
+    """The effective weight of weight_norm, spectral_norm and pruning; the raw one of other parametrisations."""
     found = _PARAMETRISED.fullmatch(key) or _OLD_STYLE.fullmatch(key)
     if not found:
         return None
@@ -157,10 +157,24 @@ def _computed(key: str, tensor: Tensor, state: Mapping[str, Any]) -> _Entry | No
             if g is None or v is None or not _is_size_of(g, v):
                 return None
             return _Entry(owner, leaf, keys, _weight_norm(g, v), "effective weight of WeightNorm")
+    spectral = (f"{owner}.".lstrip(".") + f"parametrizations.{leaf}.0._") if not found["part"] else stem
+    u, v = (tensor_in(state.get(f"{spectral}{name}")) for name in "uv")
+    is_only = f"{spectral.removesuffix('0._')}1._u" not in state
+    if u is not None and v is not None and u.ndim == v.ndim == 1 and is_only:
+        sides = (f"{spectral}u", f"{spectral}v")
+        return _Entry(owner, leaf, (key, *sides), _spectral_norm(tensor, u, v), "effective weight of SpectralNorm")
     mask = tensor_in(state.get(f"{stem}mask"))
     if found["part"] == "orig" and mask is not None:
         return _Entry(owner, leaf, (key, f"{stem}mask"), tensor * mask, "effective weight of pruning")
     return _Entry(owner, leaf, (key,), tensor, _RAW)
+
+
+def _spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Weight W / (u^T W v) (Miyato et al. 2018, eq. 8), W turned such that its rows are those that u has entries of."""
+    for axis, length in enumerate(weight.shape):
+        if length == len(u) and weight.numel() == length * len(v):
+            return weight / torch.vdot(u, torch.mv(weight.movedim(axis, 0).flatten(1), v))
+    return weight
 
 
 def _is_size_of(g: Tensor, v: Tensor) -> bool:
