@@ -82,6 +82,7 @@ def _json_rows(diagnosis: Diagnosis) -> list[dict[str, Any]]:
 def _print_analysis(diagnosis: Diagnosis) -> None:
     from ww_opt.reporting.terminal import layer_table, legend, table, unread
     from ww_opt.spectral.advice import CANNOT_TELL, nothing_learnt, suggestions
+    from ww_opt.spectral.rows import why_not_judged
     from ww_opt.spectral.scores import SCORES
 
     click.echo(layer_table(diagnosis))
@@ -107,6 +108,8 @@ def _print_analysis(diagnosis: Diagnosis) -> None:
             click.echo(_wrapped(item.words, "- "))
     click.echo(f"\nScores\n\n{_wrapped(f'{CANNOT_TELL} {_COMPARE}')}\n")
     click.echo(table(("score", "value"), [(item.name, item(diagnosis)) for item in SCORES.values()]))
+    if words := why_not_judged(diagnosis.rows):
+        click.echo(f"\n{_wrapped(words)}")
     ways = {way: [item.name for item in SCORES.values() if item.direction == way] for way in ("minimize", "maximize")}
     words = f"minimises {', '.join(ways['minimize'])} and maximises {', '.join(ways['maximize'])}"
     click.echo(f"\n{_wrapped(f'A search that has nothing else {words}.')}")
