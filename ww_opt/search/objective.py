@@ -19,7 +19,7 @@ from ww_opt.search.space import LayerwiseSpace
 from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.scores import Direction, Score, named_score
 from ww_opt.spectral.scores import score as score_of
-from ww_opt.training.judging import Judgement, are_in_nats, late_loss
+from ww_opt.training.judging import Judgement, late_loss
 from ww_opt.training.layerwise import apply_dropout, parameter_groups
 from ww_opt.training.run import Checkpoint, Task, train
 
@@ -68,7 +68,7 @@ def report(
     first_loss = records.read(trial, "first_loss")
     value = raw
     if chosen.is_guarded:
-        in_nats = are_in_nats(late) if late else records.read(trial, "in_nats", True)
+        in_nats = None if late else records.read(trial, "in_nats", True)  # a late loss knows
         losses = {"train_loss": train_loss, "first_loss": first_loss, "late_loss": judged_late}
         value = chosen(diagnosis, **losses, in_nats=in_nats)
     records.write_look(
