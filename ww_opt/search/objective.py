@@ -62,8 +62,10 @@ def report(
     diagnosis = diagnose(model)
     late = _late(trial)
     judged_late = late_loss(late) if late else None
-    # late examples judge networks that are too narrow for spectra as well; the training loss alone is no judge
-    needs_spectra = not chosen.is_guarded or records.read(trial, "guard", "late") != "late"
+    # late examples judge networks that are too narrow for spectra as well; the training loss alone is no judge, but
+    # what is trained once more is not judged
+    is_judge = records.read(trial, "guard", "late") == "late" or isinstance(trial, optuna.trial.FixedTrial)
+    needs_spectra = not (chosen.is_guarded and is_judge)
     raw = score_of(diagnosis, chosen.unguarded()) if needs_spectra else chosen.unguarded()(diagnosis)
     first_loss = records.read(trial, "first_loss")
     value = raw
