@@ -466,6 +466,10 @@ class TestObjective:
                 study.optimize(replace(tiny.OBJECTIVE, task=task, guard=kind), n_trials=1)
                 values.append(study.best_value)
                 assert records.read(study.trials[0], "in_nats") is False
+                first, last = records.read(study.trials[0], "first_loss"), records.looks(study.trials[0])[-1]
+                if kind is True:  # no floor: the fit has come below half of the first loss
+                    assert last.value == pytest.approx(last.score + guard(last.train_loss, first, in_nats=False))
+                    assert last.train_loss < 0.5 * abs(first)
         assert values[2:] == pytest.approx([values[0], values[1]] * 2, rel=1e-3)
 
     def test_own_loops_of_other_losses_need_the_first_loss(self) -> None:
