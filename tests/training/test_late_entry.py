@@ -210,6 +210,13 @@ def test_mistakes_are_told(changes: dict[str, Any], message: str) -> None:
         make(**changes)
 
 
+@pytest.mark.parametrize("option", ["n_examples", "batch_size", "n_steps", "seed"])
+def test_numbers_are_whole(option: str) -> None:
+    for value in (7.0, None):
+        with pytest.raises(TypeError, match=f"`{option}` must be a whole number"):
+            make(**{option: value})
+
+
 def logits_of(labels: torch.Tensor, right: float, sharpness: float) -> torch.Tensor:
     """Logits that predict a share of the labels, and are as sure of the wrong ones."""
     generator = torch.Generator().manual_seed(1)
