@@ -31,7 +31,7 @@ def study(
 
 
 def test_honest_studies_are_not_alarmed() -> None:
-    told = [alarms(study(skill, seed=seed, n=n)) for skill in (3.0, 6.0, 12.0) for n in (20, 60) for seed in range(8)]
+    told = [alarms(study(skill, seed=seed, n=n)) for skill in (3.0, 6.0, 12.0) for n in (20, 60) for seed in range(4)]
     assert sum(map(bool, told)) <= 1
 
 

@@ -210,6 +210,13 @@ def test_mistakes_are_told(changes: dict[str, Any], message: str) -> None:
         make(**changes)
 
 
+@pytest.mark.parametrize("option", ["n_examples", "batch_size", "n_steps", "seed"])
+def test_numbers_are_whole(option: str) -> None:
+    for value in (7.0, None):
+        with pytest.raises(TypeError, match=f"`{option}` must be a whole number"):
+            make(**{option: value})
+
+
 def logits_of(labels: torch.Tensor, right: float, sharpness: float) -> torch.Tensor:
     """Logits that predict a share of the labels, and are as sure of the wrong ones."""
     generator = torch.Generator().manual_seed(1)
@@ -447,8 +454,9 @@ class TestObjective:
         assert looks[-1].value == pytest.approx(looks[-1].late_loss - first_loss)
         assert study.trials[0].value == looks[-1].value
         for other in (True, False):
+            plain = replace(tiny.OBJECTIVE, task=replace(task, loss=tiny.loss), guard=other)
             with pytest.raises(ValueError, match="at least 32 wide"):
-                optuna.create_study().optimize(replace(tiny.OBJECTIVE, task=task, guard=other), n_trials=1)
+                optuna.create_study().optimize(plain, n_trials=1)
 
     @pytest.mark.parametrize("shift", [0.0, -4.0])
     def test_the_unit_of_the_loss_does_not_matter(self, shift: float) -> None:
@@ -459,12 +467,16 @@ class TestObjective:
             def loss(model: nn.Module, batch: Any, unit: float = unit) -> torch.Tensor:
                 return unit * ((model(batch[0]) - batch[0][:, :3]).square().mean() + shift)
 
-            task = replace(late_task([], None), loss=loss, optimizer=partial(torch.optim.Adam, eps=1e-14))
+            task = replace(late_task([], None), loss=loss, optimizer=partial(torch.optim.AdamW, eps=1e-14))
             for kind in ("late", True):
                 study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
                 study.optimize(replace(tiny.OBJECTIVE, task=task, guard=kind), n_trials=1)
                 values.append(study.best_value)
                 assert records.read(study.trials[0], "in_nats") is False
+                first, last = records.read(study.trials[0], "first_loss"), records.looks(study.trials[0])[-1]
+                if kind is True:  # no floor: the fit has come below half of the first loss
+                    assert last.value == pytest.approx(last.score + guard(last.train_loss, first, in_nats=False))
+                    assert last.train_loss < 0.5 * abs(first)
         assert values[2:] == pytest.approx([values[0], values[1]] * 2, rel=1e-3)
 
     def test_own_loops_of_other_losses_need_the_first_loss(self) -> None:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any, cast
 
 import torch
@@ -55,6 +56,7 @@ class LateEntry:
         drop_last: leave out the smaller batch at the end of an epoch, as a DataLoader does.
 
     Raises:
+        TypeError: a count or the seed is no whole number.
         ValueError: an option is out of range, or nobody is left to begin with.
     """
 
@@ -67,8 +69,10 @@ class LateEntry:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
-        for option in ("n_examples", "batch_size", "n_steps"):
-            if getattr(self, option) < 1:
+        for option in ("n_examples", "batch_size", "n_steps", "seed"):
+            if not isinstance(getattr(self, option), Integral):
+                raise TypeError(f"`{option}` must be a whole number, but got {option}={getattr(self, option)!r}.")
+            if option != "seed" and getattr(self, option) < 1:
                 raise ValueError(f"`{option} >= 1` must hold, but got {option}={getattr(self, option)}.")
         if len(self.shares) != len(self.times):
             raise ValueError(f"Each cohort has a share and a time, but got shares={self.shares}, times={self.times}.")
