@@ -131,12 +131,20 @@ class SpectralObjective:
             report_late(trial, checkpoint.late)
         # the running loss sees a divergence that the few batches of the clean loss may miss
         loss = checkpoint.train_loss if math.isfinite(checkpoint.running_loss) else checkpoint.running_loss
+        first, step = checkpoint.first_loss, checkpoint.step
+        if not math.isfinite(first) and not math.isfinite(loss):
+            raise pruned(
+                trial,
+                step,
+                f"the training loss became {loss} at step {step}, and was {first} before the first one: look for NaN "
+                "or infinite values in the data, in `loss` and in the initial weights",
+            )
         return report(
             trial,
             checkpoint.model,
             checkpoint.step,
             train_loss=loss,
-            first_loss=checkpoint.first_loss,
+            first_loss=first if math.isfinite(first) else None,
             n_steps=checkpoint.n_steps,
             score=score,
         )
