@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from ww_opt.spectral import diagnose, score
 from ww_opt.training import judging
 from ww_opt.training.judging import Judgement, judge, judge_parts, late_loss
 from ww_opt.training.layouts import Layout, layout_of
@@ -220,3 +222,17 @@ class TestErrors:
         assert own == judge(Z, Y)
         again = Judgement.from_record(json.loads(json.dumps(asdict(judge(Z, Y)))))
         assert asdict(again) == asdict(judge(Z, Y))
+
+
+def test_a_late_loss_knows_its_unit() -> None:
+    own = late_loss([Judgement(3, 10, math.nan, (0.4,))])
+    assert (own, own.in_nats) == (0.4, False)
+    assert late_loss([judge(Z, Y)]).in_nats
+    again = pickle.loads(pickle.dumps(own))
+    assert (again, again.in_nats) == (0.4, False)
+    rows = diagnose(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
+    for unit in (1.0, 1000.0):
+        late = late_loss([Judgement(3, 10, math.nan, (0.4 * unit,))])
+        assert score(rows, train_loss=unit, first_loss=0.8 * unit, late_loss=late) == pytest.approx(math.log(0.5))
+    with pytest.raises(ValueError, match="first_loss"):
+        score(rows, train_loss=1.0, late_loss=own)

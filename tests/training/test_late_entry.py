@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import optuna
@@ -430,3 +431,52 @@ class TestObjective:
         look = records.looks(study.trials[0])[0]
         assert look.late_loss == pytest.approx(math.log(3) - 0.5 * 3 / 8)
         assert look.value == pytest.approx(LATE_SHARE * look.score + look.late_loss - math.log(10))
+
+    def test_networks_too_narrow_for_spectra_are_judged_by_it_alone(self) -> None:
+        """Wherever the training loss judges alone they are refused, as before."""
+
+        def narrow() -> nn.Module:
+            return nn.Sequential(nn.Linear(40, 16), nn.ReLU(), nn.Linear(16, 3))
+
+        task = replace(late_task([], both), build_model=narrow)
+        study = optuna.create_study(pruner=optuna.pruners.NopPruner())
+        study.optimize(replace(tiny.OBJECTIVE, task=task, guard="late"), n_trials=1)
+        looks, first_loss = records.looks(study.trials[0]), records.read(study.trials[0], "first_loss")
+        assert all(math.isnan(look.score) for look in looks)
+        assert looks[0].value == pytest.approx(guard(looks[0].train_loss, first_loss))
+        assert looks[-1].value == pytest.approx(looks[-1].late_loss - first_loss)
+        assert study.trials[0].value == looks[-1].value
+        for other in (True, False):
+            plain = replace(tiny.OBJECTIVE, task=replace(task, loss=tiny.loss), guard=other)
+            with pytest.raises(ValueError, match="at least 32 wide"):
+                optuna.create_study().optimize(plain, n_trials=1)
+
+    @pytest.mark.parametrize("shift", [0.0, -4.0])
+    def test_the_unit_of_the_loss_does_not_matter(self, shift: float) -> None:
+        """Metres or kilometres, and losses below 0 as logarithms of densities have them."""
+        values = []
+        for unit in (1.0, 1e-3, 1e3):
+
+            def loss(model: nn.Module, batch: Any, unit: float = unit) -> torch.Tensor:
+                return unit * ((model(batch[0]) - batch[0][:, :3]).square().mean() + shift)
+
+            task = replace(late_task([], None), loss=loss, optimizer=partial(torch.optim.AdamW, eps=1e-14))
+            for kind in ("late", True):
+                study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+                study.optimize(replace(tiny.OBJECTIVE, task=task, guard=kind), n_trials=1)
+                values.append(study.best_value)
+                assert records.read(study.trials[0], "in_nats") is False
+                first, last = records.read(study.trials[0], "first_loss"), records.looks(study.trials[0])[-1]
+                if kind is True:  # no floor: the fit has come below half of the first loss
+                    assert last.value == pytest.approx(last.score + guard(last.train_loss, first, in_nats=False))
+                    assert last.train_loss < 0.5 * abs(first)
+        assert values[2:] == pytest.approx([values[0], values[1]] * 2, rel=1e-3)
+
+    def test_own_loops_of_other_losses_need_the_first_loss(self) -> None:
+        def objective(trial: optuna.Trial) -> float:
+            ww_opt.report_late(trial, [Judgement(5, 8, math.nan, (0.5,))])
+            guarded = ww_opt.SCORES["default"].guarded()
+            return ww_opt.report(trial, tiny.build_model(), 6, train_loss=1.0, n_steps=10, score=guarded)
+
+        with pytest.raises(ValueError, match="first_loss"):
+            optuna.create_study().optimize(objective, n_trials=1)

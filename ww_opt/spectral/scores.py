@@ -62,7 +62,7 @@ class Score:
         train_loss: float | None = None,
         first_loss: float | None = None,
         late_loss: float | None = None,
-        in_nats: bool = True,
+        in_nats: bool | None = None,
     ) -> float:
         """Return the score; a guarded one needs the training loss, and prefers the loss on examples that came late.
 
@@ -72,7 +72,8 @@ class Score:
             first_loss: the same before training, which is what chance gives; sets the guard's floor.
             late_loss: as from :func:`ww_opt.late_loss`; then the score counts for ``LATE_SHARE`` beside it.
             in_nats: whether the loss that guards (the late one where there is one) is a cross-entropy. Others are
-                taken by :func:`ww_opt.spectral.guards.relative_loss`, so that their unit does not matter.
+                taken by :func:`ww_opt.spectral.guards.relative_loss`, so that their unit does not matter. ``None``: as
+                what :func:`ww_opt.late_loss` returned knows of itself, else it is one.
 
         A guarded score of a network without a judged layer is what the guard says, alone.
 
@@ -88,6 +89,8 @@ class Score:
         if train_loss is None:
             raise ValueError(f"Score {self.name!r} needs the training loss, but got None: pass `train_loss=`.")
         sign = 1.0 if self.direction == "minimize" else -1.0
+        if in_nats is None:
+            in_nats = bool(getattr(late_loss, "in_nats", True))
         if math.isnan(value) and not is_broken and not judged(rows):
             value = 0.0  # too narrow for spectra, as every trial of this shape is
         if late_loss is None or not math.isfinite(train_loss):
@@ -230,7 +233,7 @@ def score(
     train_loss: float | None = None,
     first_loss: float | None = None,
     late_loss: float | None = None,
-    in_nats: bool = True,
+    in_nats: bool | None = None,
 ) -> float:
     """Score a model by its weights alone, or, with ``train_loss``, with a guard as well.
 

@@ -129,7 +129,8 @@ def train_pick(
     target = pick_file(directory, pick.number)
     if host.user_attrs.get(_AGAIN) != pick.number or not target.is_file():
         announce("Training the pick once more, with all examples from the start")
-        objective = replace(study.objective, guard=False, on_trained=lambda _, model: save_weights(model, target))
+        # guarded, since a network too narrow for spectra has no other value
+        objective = replace(study.objective, guard=True, on_trained=lambda _, model: save_weights(model, target))
         try:
             objective(FixedTrial(pick.params))  # type: ignore[arg-type]
         except optuna.TrialPruned:
