@@ -238,8 +238,15 @@ class TestStreams:
         assert values[0] == values[1] == values[2]
         assert one_trial(replace(SHUFFLED, guard=True, seed=1)).value != values[0]
 
-    def test_looks_draw_nothing(self) -> None:
-        often, once = (one_trial(replace(SHUFFLED, interval_steps=interval)).value for interval in (5, 20))
+    @pytest.mark.parametrize("draw", [np.random.rand, random.random, lambda: float(torch.rand(()))])
+    def test_looks_draw_nothing(self, draw: Callable[[], float]) -> None:
+        def noisy(model: nn.Module, batch: Any) -> Tensor:
+            return tiny.loss(model, batch) * (0.5 + draw())
+
+        objective = with_loss(noisy)
+        often, once = (
+            one_trial(replace(objective, space=SPACE, interval_steps=interval)).value for interval in (5, 20)
+        )
         assert often == once
 
     @pytest.mark.parametrize("shared", [True, False])
@@ -336,6 +343,12 @@ class TestRetries:
 
 
 class TestDivergence:
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_a_loss_that_was_no_number_before_training_is_told_so(self, bad: float) -> None:
+        trial = one_trial(with_loss(lambda model, batch: tiny.loss(model, batch) * bad))
+        assert trial.state is TrialState.PRUNED
+        assert f", and was {bad} before the first one: look for NaN" in records.reason(trial)
+
     def test_an_error_that_comes_of_it_prunes_with_its_words(self) -> None:
         def checked(model: nn.Module, batch: Any) -> Tensor:
             logits = model(batch[0])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -111,6 +113,21 @@ def test_late_examples_without_classes_are_judged_by_the_loss() -> None:
     assert [len(own["losses"]) for own in records.read(trial, "late")] == [1, 1, 1]
     with pytest.raises(ValueError, match="give `loss=`"):
         trial_of(lambda trial: loop(trial, late=late).value(), **NOP)
+
+
+@pytest.mark.parametrize("draw", [np.random.rand, random.random, lambda: float(torch.rand(()))])
+def test_judging_draws_nothing(draw: Callable[[], float]) -> None:
+    def logits(model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        draw()
+        return LATE.logits(model, batch)  # type: ignore[misc]
+
+    def after(late: ww_opt.LateExamples) -> list[float]:
+        np.random.seed(0)
+        random.seed(0)
+        trial = trial_of(lambda trial: loop(trial, late=late).value(), **NOP)
+        return [trial.value or 0.0, float(torch.rand(())), np.random.rand(), random.random()]
+
+    assert after(LATE) == after(ww_opt.LateExamples(96, 16, LATE.take, logits))
 
 
 def test_a_framework_may_own_the_loop() -> None:

@@ -331,11 +331,6 @@ class TestPrecision:
 
 
 class TestTheFirstBatch:
-    @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_a_loss_that_is_not_finite_before_training_is_refused(self, value: float) -> None:
-        with pytest.raises(ValueError, match=rf"must be finite before training, but of task 'toy' it is {value}"):
-            run(make(loss=lambda model, batch: loss(model, batch) * value))
-
     def test_a_loss_without_a_gradient_is_refused_before_anything_moves(self) -> None:
         model = build()
         before = weights(model)

@@ -13,14 +13,14 @@ from typing import TypedDict, Unpack
 
 import optuna
 import torch
-from optuna.trial import BaseTrial
+from optuna.trial import BaseTrial, FixedTrial
 from torch import nn
 
 from ww_opt.search import records
 from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.scores import Score, named_score
 from ww_opt.spectral.scores import score as score_of
-from ww_opt.training.judging import Judgement, are_in_nats, late_loss
+from ww_opt.training.judging import Judgement, late_loss
 
 __all__ = ["Losses", "check_trial", "directions", "pruned", "report", "report_late"]
 
@@ -81,14 +81,16 @@ def report(
     first_loss = records.read(trial, "first_loss")
     late = _late(trial)
     judged_late = late_loss(late) if late else None
-    # late examples judge networks that are too narrow for spectra as well; the training loss alone is no judge
-    needs_spectra = not chosen.is_guarded or records.read(trial, "guard", "late") != "late"
+    # late examples judge networks that are too narrow for spectra as well; the training loss alone is no judge, but
+    # what is trained once more is not judged
+    is_judge = records.read(trial, "guard", "late") == "late" or isinstance(trial, FixedTrial)
+    needs_spectra = not (chosen.is_guarded and is_judge)
     raw = score_of(diagnosis, chosen.unguarded()) if needs_spectra else chosen.unguarded()(diagnosis)
     value = raw
     if chosen.is_guarded:
         if first_loss is None:
             _tell_of_first_loss()
-        in_nats = are_in_nats(late) if late else bool(records.read(trial, "in_nats", True))
+        in_nats = None if late else bool(records.read(trial, "in_nats", True))  # a late loss knows
         beside = {"train_loss": train_loss, "first_loss": first_loss, "late_loss": judged_late}
         value = chosen(diagnosis, **beside, in_nats=in_nats)
     unsigned, asked = value, directions(trial)

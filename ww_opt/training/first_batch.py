@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["check_first_loss", "check_gradient", "explained", "shown"]
+__all__ = ["check_gradient", "explained", "shown"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,19 +34,6 @@ def explained(model: nn.Module, batches: Sequence[Any]) -> Iterator[None]:
         if batches:
             _LOG.warning("The first batch raised, before any training: %s.", shown(batches[0]))
         raise
-
-
-def check_first_loss(value: float, name: str) -> None:
-    """Refuse to train where the untrained model's loss is no number.
-
-    Raises:
-        ValueError: it is NaN or infinite.
-    """
-    if not math.isfinite(value):
-        raise ValueError(
-            f"The loss must be finite before training, but of task {name!r} it is {value} on the first batches: look "
-            "for NaN or infinite values in the data, in `loss` and in the initial weights."
-        )
 
 
 def check_gradient(loss: torch.Tensor) -> None:

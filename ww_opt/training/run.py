@@ -14,7 +14,7 @@ from torch import nn
 
 from ww_opt.training.cohorts import is_cross_entropy
 from ww_opt.training.divergence import divergence
-from ww_opt.training.first_batch import check_first_loss, explained
+from ww_opt.training.first_batch import explained
 from ww_opt.training.judging import Judgement
 from ww_opt.training.loop import Loop, Parts, drawn, drawn_at, endless, entry_of, no_batches, taken
 from ww_opt.training.optimizers import Rates, build_optimizer
@@ -79,7 +79,7 @@ def train(
     Raises:
         TypeError: the loss is no tensor, or the optimizer is none.
         ValueError: a count is out of range, a setting acts on nothing in the optimizer; or, before the first step, the
-            task has no batches, or its loss is no finite scalar or has no gradient.
+            task has no batches, or its loss is no scalar or has no gradient.
     """
     if not 1 <= interval_steps <= n_steps:
         raise ValueError(
@@ -104,7 +104,6 @@ def _checkpoints(loop: Loop, n_steps: int, interval_steps: int, n_loss_batches: 
     with explained(model, probe):
         first_loss = loop.clean_loss(probe)
         late_entry = loop.looked_at(probe[0])
-    check_first_loss(first_loss, task.name)
     streams.restore()
     batches = endless(task)
     of_step = (drawn(task, batches) for _ in range(n_steps)) if entry is None else (drawn_at(task, i) for i in entry)

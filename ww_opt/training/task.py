@@ -46,7 +46,7 @@ class Task:
             and ``eval``, which schedule-free optimizers have, are called as the model's are.
         schedule: factor on every learning rate as a function of progress in [0, 1]; rates of None are left alone.
         clip_norm: largest norm of the gradient over all parameters; ``None``: no clipping.
-        evaluate: **sealed.** ``evaluate(model)`` returns the accuracy (higher is better) on held-out data.
+        evaluate: **sealed.** ``evaluate(model)`` returns what ``metric`` names on held-out data.
             Neither the score nor the pruner nor the guard ever calls it; ``ww-opt run`` opens it once, at the end.
         device: where the model is trained.
         name: stands in tables and in MLflow.
@@ -56,6 +56,9 @@ class Task:
             data is lost. A ``SpectralObjective`` uses it with ``guard="late"`` alone.
         in_nats: whether the loss is a cross-entropy; guards treat others by their ratio to the first loss. ``None``:
             told from torch's graph of the first step.
+        metric: what ``evaluate`` returns, by its name in reports: ``"R2"``, ``"IoU"``; shares of ``"accuracy"`` are
+            told in percent.
+        higher_is_better: which way the metric is better.
         amp: ``torch.bfloat16`` or ``torch.float16``: what autocast computes losses and logits in; weights stay as they
             are. Gradients of float16 are scaled. ``evaluate`` is left to the user. ``None``: no autocast.
         accumulate: batches whose gradients make up one optimizer step; the loss of a step is their mean. Steps, looks
@@ -81,6 +84,8 @@ class Task:
     in_nats: bool | None = None
     amp: torch.dtype | None = None
     accumulate: int = 1
+    metric: str = "accuracy"
+    higher_is_better: bool = True
 
     def __post_init__(self) -> None:
         _check_mix_ups(self)
@@ -98,6 +103,10 @@ class Task:
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise ValueError(f"`{field} > 0` must hold, but got {field}={value}: leave it out for none.")
+        if not (isinstance(self.metric, str) and self.metric.strip()):
+            raise TypeError(f"Task.metric must be the name of what `evaluate` returns, but got {self.metric!r}.")
+        if not isinstance(self.higher_is_better, bool):
+            raise TypeError(f"Task.higher_is_better must be True or False, but got {self.higher_is_better!r}.")
         if not isinstance(self.accumulate, int) or isinstance(self.accumulate, bool):
             raise TypeError(f"`accumulate` must be a whole number, but got accumulate={self.accumulate!r}.")
         if self.accumulate < 1:
