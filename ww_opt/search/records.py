@@ -18,7 +18,7 @@ import optuna
 if TYPE_CHECKING:
     from ww_opt.spectral.rows import LayerDiagnostics
 
-__all__ = ["LayerRecord", "Look", "layer_records", "looks", "read", "reason", "write", "write_look"]
+__all__ = ["LayerRecord", "Look", "layer_records", "looks", "read", "reason", "shapes", "write", "write_look"]
 
 _PREFIX = "ww_opt:"
 _LOOK = f"{_PREFIX}look:"
@@ -26,7 +26,10 @@ _LOOK = f"{_PREFIX}look:"
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One layer at one look: the columns of the diagnosis that others act on. NaN: not fitted."""
+    """One layer at one look: the columns of the diagnosis that others act on. NaN: not fitted.
+
+    ``role`` is the name of a :class:`ww_opt.spectral.findings.Role`; empty in records from before there were roles.
+    """
 
     name: str
     N: int
@@ -42,6 +45,7 @@ class LayerRecord:
     stable_rank: float
     spectral_norm: float
     findings: tuple[str, ...] = ()
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Look:
 
 def layer_records(rows: Iterable[LayerDiagnostics]) -> tuple[LayerRecord, ...]:
     """Reduce the rows of a diagnosis to what is remembered."""
-    names = [item.name for item in fields(LayerRecord) if item.name != "findings"]
+    names = [item.name for item in fields(LayerRecord) if item.name not in ("findings", "role")]
     return tuple(
         LayerRecord(
             **{name: getattr(row, name) for name in names}, findings=tuple(finding.name for finding in row.findings)
@@ -100,6 +104,15 @@ def looks(trial: optuna.trial.FrozenTrial | optuna.Trial) -> tuple[Look, ...]:
     """Read back all looks at a trial, by step."""
     found = [_from_json(value) for key, value in trial.user_attrs.items() if key.startswith(_LOOK)]
     return tuple(sorted(found, key=lambda look: look.step))
+
+
+def shapes(trial: optuna.trial.FrozenTrial | optuna.Trial) -> tuple[tuple[str, int, int], ...] | None:
+    """Name, N and M of every layer at the last look; ``None`` without one. Quicker than :func:`looks`."""
+    keys = [key for key in trial.user_attrs if key.startswith(_LOOK)]
+    if not keys:
+        return None
+    last = trial.user_attrs[max(keys, key=lambda key: int(key.removeprefix(_LOOK)))]
+    return tuple((layer["name"], layer["N"], layer["M"]) for layer in last["layers"])
 
 
 def _to_json(value: Any) -> Any:

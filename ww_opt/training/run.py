@@ -40,7 +40,7 @@ class Task:
         optimizer: called with the list of parameter groups; ``functools.partial`` sets further options.
         schedule: factor on every learning rate as a function of progress in [0, 1].
         clip_norm: largest norm of the gradient over all parameters; ``None``: no clipping.
-        evaluate: **sealed.** ``evaluate(model)`` returns the accuracy (higher is better) on held-out data.
+        evaluate: **sealed.** ``evaluate(model)`` returns what ``metric`` names on held-out data.
             Neither the score nor the pruner nor the guard ever calls it; ``ww-opt run`` opens it once, at the end.
         device: where the model is trained.
         name: stands in tables and in MLflow.
@@ -48,6 +48,9 @@ class Task:
         late_entry: the training examples by number. :func:`train` lets some of them join towards the end, and judges
             the model on them just before; batches then come from here, not from ``batches``. No data is lost. A
             ``SpectralObjective`` uses it with ``guard="late"`` alone.
+        metric: what ``evaluate`` returns, by its name in reports: ``"R2"``, ``"IoU"``; shares of ``"accuracy"`` are
+            told in percent.
+        higher_is_better: which way the metric is better.
 
     Raises:
         TypeError: a callable is none, or ``batches`` can be walked through only once.
@@ -65,6 +68,8 @@ class Task:
     name: str = "task"
     steps_per_epoch: int | None = None
     late_entry: LateExamples | None = None
+    metric: str = "accuracy"
+    higher_is_better: bool = True
 
     def __post_init__(self) -> None:
         for field in ("build_model", "loss", "optimizer", "schedule", "evaluate"):
@@ -86,6 +91,10 @@ class Task:
                 f"Task.late_entry must be a LateExamples, but got {type(self.late_entry).__name__}: "
                 "`LateExamples.from_loader(loader)` makes one."
             )
+        if not (isinstance(self.metric, str) and self.metric.strip()):
+            raise TypeError(f"Task.metric must be the name of what `evaluate` returns, but got {self.metric!r}.")
+        if not isinstance(self.higher_is_better, bool):
+            raise TypeError(f"Task.higher_is_better must be True or False, but got {self.higher_is_better!r}.")
         for field in ("clip_norm", "steps_per_epoch"):
             value = getattr(self, field)
             if value is not None and not value > 0:
