@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from ww_opt.study.study import Study
 from ww_opt.study.trust import seed_noise, trust
 from ww_opt.study.weights_folder import pick_file, weights_file
 
-__all__ = ["Closing", "TestAccuracy", "closing", "open_test_set"]
+__all__ = ["Closing", "TestAccuracy", "closing", "meaning", "open_test_set", "too_many_parameters"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def closing(
     if pick is not None:
         noise = seed_noise(study, host, pick, announce) if repeat else math.nan
         said += trust(study, ranked.trials, pick, noise, sampler=host.sampler, alarms=warned)
-        if many := _too_many_parameters(pick, len(trials)):
+        if many := _many(len(pick.params), len(trials)):
             said.append(many)
     seen = records.looks(pick) if pick is not None else ()
     return Closing(
@@ -118,12 +119,25 @@ def closing(
     )
 
 
-def _too_many_parameters(pick: FrozenTrial, n_trials: int) -> str:
-    n = len(pick.params)
+def too_many_parameters(objective: SpectralObjective, n_trials: int) -> str:
+    """Say so where a study searches more parameters than it has trials; empty otherwise, or where that is not known.
+
+    The model is built without its numbers, which costs nothing; a ``build_model`` that needs them says nothing.
+    """
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            n = len(objective.space.parameters(objective.task.build_model()))
+    except Exception:  # what is wrong is told by the first trial, with its place
+        return ""
+    return _many(n, n_trials)
+
+
+def _many(n: int, n_trials: int) -> str:
     if n <= n_trials:
         return ""
     return (
-        f"{n} parameters were searched in {n_trials} trials: most were hardly varied. Give layers a common label "
+        f"{n} parameters are searched in {n_trials} trials: most are hardly varied. Give layers a common label "
         "(`by_block()`, `tied`), fix some settings, or run more trials."
     )
 
