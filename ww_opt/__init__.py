@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ww_opt.search.space import LayerwiseSpace as LayerwiseSpace
     from ww_opt.spectral.scores import SCORES as SCORES
     from ww_opt.spectral.scores import score as score
+    from ww_opt.study.picking import train_best as train_best
     from ww_opt.study.study import Study as Study
     from ww_opt.training.late_entry import LateEntry as LateEntry
     from ww_opt.training.late_entry import LateExamples as LateExamples
@@ -47,6 +48,7 @@ _HOME = {
     "report_late": "search.objective",
     "score": "spectral.scores",
     "tied": "training.layerwise",
+    "train_best": "study.picking",
 }
 
 __all__ = ["__version__", *_HOME]

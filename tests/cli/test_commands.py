@@ -21,7 +21,8 @@ from torch import nn
 
 import ww_opt
 from ww_opt.cli import main as cli
-from ww_opt.reporting import terminal
+from ww_opt.reporting import closing_text, terminal
+from ww_opt.reporting.progress import Progress
 from ww_opt.search import records
 from ww_opt.spectral import diagnose
 
@@ -458,7 +459,7 @@ class TestTerminal:
         monkeypatch.setattr(sys, "stderr", screen)
         monkeypatch.setenv("COLUMNS", str(columns))
         host = optuna.create_study()
-        with terminal.Progress("digits", 40, n_done=10, n_pruned=9) as progress:
+        with Progress("digits", 40, n_done=10, n_pruned=9) as progress:
             for state, values in (("COMPLETE", [-0.5]), ("PRUNED", None), ("FAIL", None)):
                 host.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState[state], values=values))
                 progress(host, host.trials[-1])
@@ -483,10 +484,10 @@ class TestTerminal:
         assert lines[-1].endswith("...")
 
     def test_a_password_is_not_shown(self) -> None:
-        text = terminal.mlflow_text("postgresql://me:secret@host/db")
+        text = closing_text.mlflow_text("postgresql://me:secret@host/db")
         assert "secret" not in text
         assert "host/db" in text
-        assert terminal.mlflow_text("https://me:secret@host:5000") == "MLflow runs: https://***@host:5000"
+        assert closing_text.mlflow_text("https://me:secret@host:5000") == "MLflow runs: https://***@host:5000"
 
     def test_a_program_off_the_path_is_called_by_its_place(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

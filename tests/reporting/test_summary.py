@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.reporting import summary
 from ww_opt.search import records
+from ww_opt.search.ranking import best
 
 
 def layer(name: str, alpha: float = 3.0) -> records.LayerRecord:
@@ -74,7 +75,7 @@ def test_beyond_100_layers_only_means_are_curves(n_layers: int, has_curve: bool)
 
 def test_parameters_flatten_the_settings_and_leave_out_none() -> None:
     trial = finished(settings={"fc1": {"lr": 0.1, "momentum": None}, "fc2": {"weight_decay": 0.0}}, other=1)
-    assert summary.parameters(trial) == {"settings/fc1/lr": 0.1, "settings/fc2/weight_decay": 0.0}
+    assert summary.parameters(trial) == {"lr/fc1": 0.1, "weight_decay/fc2": 0.0}
 
 
 def test_the_table_reads_back_from_json_and_csv() -> None:
@@ -110,9 +111,9 @@ def test_the_best_is_complete_and_feasible(direction: str, number: int) -> None:
     for value in (1.0, 2.0):
         study.add_trial(optuna.create_trial(value=value))
     study.add_trial(optuna.create_trial(value=0.5 if direction == "minimize" else 5.0, constraints={"guard": 1.0}))
-    best = summary.best_of(study, study.trials)
-    assert best is not None
-    assert best.number == study.best_trial.number == number
+    found = best(study, study.trials)
+    assert found is not None
+    assert found.number == study.best_trial.number == number
 
 
 def test_the_best_value_at_the_end_of_a_trial_does_not_know_the_future() -> None:
@@ -127,10 +128,10 @@ def test_the_best_value_at_the_end_of_a_trial_does_not_know_the_future() -> None
 
 
 def test_nothing_is_best_without_a_complete_trial_or_with_two_objectives() -> None:
-    assert summary.best_of(optuna.create_study(), []) is None
+    assert best(optuna.create_study(), []) is None
     study = optuna.create_study(directions=["minimize", "maximize"])
     study.add_trial(optuna.create_trial(values=[1.0, 2.0]))
-    assert summary.best_of(study, study.trials) is None
+    assert best(study, study.trials) is None
 
 
 def test_the_id_of_a_study_moves_with_it(tmp_path: Path) -> None:

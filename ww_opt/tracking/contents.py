@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.reporting.summary import judged
 from ww_opt.search import records
-from ww_opt.study.closing import Closing, TestAccuracy
-from ww_opt.study.pick_card import PickCard
+
+if TYPE_CHECKING:
+    from ww_opt.study.closing import Closing, TestAccuracy
+    from ww_opt.study.pick_card import PickCard
 
 __all__ = ["Contents", "best_late_accuracy", "finding_counts", "of_study", "rule_counts"]
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from ww_opt.study.first_use import database_file, place_whole
 
@@ -82,6 +81,8 @@ def make_whole(uri: str) -> None:
 
 
 def _make(aside: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # slow to import
+
     SqlAlchemyStore(f"sqlite:///{aside.as_posix()}", "./mlruns").engine.dispose()  # type: ignore[no-untyped-call]
 
 
