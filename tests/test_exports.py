@@ -40,6 +40,7 @@ PROMISED = {
     "judge",
     "late_loss",
     "tied",
+    "train_best",
 }
 
 

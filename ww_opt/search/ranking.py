@@ -66,7 +66,7 @@ def outcome(trial: FrozenTrial) -> str:
 def is_feasible(trial: FrozenTrial) -> bool:
     """Whether all constraints hold, those of ``trial.set_constraint`` and of a sampler's ``constraints_func``.
 
-    NaN holds no constraint, nor does a ``constraints_func`` that raised. A trial without constraints is feasible.
+    A ``constraints_func`` that raised holds none. A trial without constraints is feasible.
     """
     if trial.system_attrs.get("constraints", ()) is None:
         return False
@@ -92,9 +92,9 @@ def ranking(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) ->
     kept, apart = comparable(finite)
     said = []
     if beyond := _numbers_of(complete, but=feasible):
-        said.append(f"{_trials(len(beyond))} violate a constraint and are not ranked: {some(beyond)}.")
+        said.append(f"There are {_trials(len(beyond))} that violate a constraint, not ranked: {some(beyond)}.")
     if endless := _numbers_of(feasible, but=finite):
-        said.append(f"{_trials(len(endless))} have a score that is not finite and are not ranked: {some(endless)}.")
+        said.append(f"There are {_trials(len(endless))} with a score that is not finite, not ranked: {some(endless)}.")
     return Ranking(tuple(_sorted(study, kept)), (*said, *([apart] if apart else [])))
 
 
