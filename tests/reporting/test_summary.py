@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.reporting import summary
 from ww_opt.search import records
-from ww_opt.search.ranking import best
+from ww_opt.search.ranking import INTERRUPTED, best
 
 
 def layer(name: str, alpha: float = 3.0) -> records.LayerRecord:
@@ -64,6 +65,23 @@ def test_curves_hold_what_is_finite() -> None:
     assert all(math.isfinite(value) for value in points.values())
 
 
+def test_means_are_over_the_layers_that_the_score_judges() -> None:
+    named = {"HIDDEN": 3.0, "HEAD": 100.0, "EMBEDDING": 50.0, "FROZEN": 20.0}
+    layers = [replace(layer(role, alpha), role=role) for role, alpha in named.items()]
+    narrow = replace(layer("narrow", 9.0), role="HIDDEN", M=16)
+    points = summary.curves(finished(records.Look(3, 10, 1.0, 2.0, layers=(*layers, narrow))))
+    assert points["mean_alpha", 3] == 3.0
+    assert points["alpha/HEAD", 3] == 100.0
+
+
+def test_an_interrupted_trial_is_told_as_such() -> None:
+    attrs = {"ww_opt:reason": INTERRUPTED}
+    study = optuna.create_study(study_name="s")
+    study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=attrs))
+    assert summary.note(study.trials[0], 1000).startswith("**INTERRUPTED**")
+    assert summary.study_note(study, study.trials, None) == "s: 1 INTERRUPTED. No best trial yet."
+
+
 @pytest.mark.parametrize(("n_layers", "has_curve"), [(100, True), (101, False)])
 def test_beyond_100_layers_only_means_are_curves(n_layers: int, has_curve: bool) -> None:
     trial = finished(records.Look(0, 1, 1.0, 1.0, layers=tuple(layer(f"l{i}") for i in range(n_layers))))
@@ -71,6 +89,14 @@ def test_beyond_100_layers_only_means_are_curves(n_layers: int, has_curve: bool)
     assert (("alpha/l0", 0) in points) is has_curve
     assert points["mean_alpha", 0] == pytest.approx(3.0)
     assert len(summary.layer_table(trial).rows) == n_layers
+
+
+def test_parameters_hold_each_value_once() -> None:
+    study = optuna.create_study()
+    trial = study.ask({"lr/fc1": optuna.distributions.FloatDistribution(0.1, 0.1)})
+    records.write(trial, settings={"fc1": {"lr": 0.1, "weight_decay": 0.5}})
+    study.tell(trial, 1.0)
+    assert summary.parameters(study.trials[0]) == {"lr/fc1": 0.1, "weight_decay/fc1": 0.5}
 
 
 def test_parameters_flatten_the_settings_and_leave_out_none() -> None:

@@ -75,9 +75,10 @@ class TestTrialsThatRaise:
 
     def test_nothing_is_caught_that_was_not_asked_for(self, tmp_path: Path) -> None:
         for number, catch in enumerate([(), (MemoryError,)]):
+            study = raising(lambda number: number == 1, catch=catch)
+            host = open_study(study)
             with pytest.raises(RuntimeError, match="of trial 1"):
-                study = raising(lambda number: number == 1, catch=catch)
-                run(study, open_study(study), tmp_path / str(number))
+                run(study, host, tmp_path / str(number))
 
     def test_the_model_of_a_failed_trial_is_let_go(self, tmp_path: Path) -> None:
         import weakref

@@ -134,10 +134,11 @@ class MLflowCallback:
         when = f"after {_PATIENCE} failures in a row logging is suspended. When MLflow is back,"
         if not self.trouble.is_passing:
             when = f"nothing is logged until this is mended: {self.trouble}. Then"
+        first_line = next(iter(str(error).splitlines()), "")
         message = (
-            f"MLflow at {self.uri} could not be written: {type(error).__name__}: {error}. The study goes on, and its "
-            f"records are safe in Optuna's storage; {when} call `MLflowCallback(tracking_uri, experiment).sync(study)` "
-            "to write what is missing."
+            f"MLflow at {self.uri} could not be written: {type(error).__name__}: {first_line}. The study goes on, and "
+            f"its records are safe in Optuna's storage; {when} call `MLflowCallback(tracking_uri, experiment)"
+            ".sync(study)` to write what is missing."
         )
         with contextlib.suppress(UserWarning):  # where warnings are errors the thread still has to live
             warnings.warn(shown(message), UserWarning, stacklevel=2)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from ww_opt.study.first_use import database_file, place_whole
 
@@ -22,6 +23,9 @@ HTTP_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines and one more request a trial
 }
+
+
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
 
 
 class Deleted(RuntimeError):
@@ -81,8 +85,6 @@ def make_whole(uri: str) -> None:
 
 
 def _make(aside: Path) -> None:
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # slow to import
-
     SqlAlchemyStore(f"sqlite:///{aside.as_posix()}", "./mlruns").engine.dispose()  # type: ignore[no-untyped-call]
 
 
@@ -109,7 +111,7 @@ def trouble(error: BaseException, uri: str, experiment: str) -> Trouble:
             f"{error.experiment_id}`, or name another with --experiment",
             False,
         )
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename:
         return Trouble(
             f"{error.filename} cannot be written",
             "make it writable, or name a new experiment with --experiment, or another place with --tracking-uri",
@@ -143,6 +145,12 @@ _TROUBLES = (
     (r"disk is full|No space left|Errno 28|quota exceeded", "the disk is full", "free some space", True),
     (r"database is locked", "another program holds {file}", "wait until it is done", True),
     (
+        r"\b40[137]\b|Unauthorized|Forbidden|UNAUTHENTICATED|PERMISSION_DENIED|password|authentication|access denied",
+        "{uri} refuses the login",
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or mend the address",
+        False,
+    ),
+    (
         r"readonly database|read-only|unable to open database|Permission denied|Errno 13|Errno 30",
         "{file} cannot be written",
         "make the file and its folder writable, or " + _OTHER,
@@ -152,12 +160,6 @@ _TROUBLES = (
         r"must be in the active state|lifecycle_stage|deleted experiment",
         "experiment {experiment!r} was deleted",
         "restore it in MLflow's pages, or name another with --experiment",
-        False,
-    ),
-    (
-        r"\b40[137]\b|Unauthorized|Forbidden|UNAUTHENTICATED|PERMISSION_DENIED|password|authentication|access denied",
-        "{uri} refuses the login",
-        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or mend the address",
         False,
     ),
     (
