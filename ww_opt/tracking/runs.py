@@ -106,7 +106,7 @@ class Runs:
             start = _milliseconds(trial.datetime_start)
             run = self._client.create_run(self._experiment_id, start, tags, f"trial {trial.number}")
         if run.info.status == "RUNNING":
-            self._fill(run.info.run_id, trial)
+            _fill(self._client, run.info.run_id, trial)
             self._update(parent, study, trial)
             self._client.set_terminated(run.info.run_id, _status(trial), _milliseconds(trial.datetime_complete))
         self.written[summary.study_id(study)].add(trial.number)
@@ -119,25 +119,8 @@ class Runs:
             return
         parent = self._parent(study)
         if contents is not None:
-            self._describe(parent, contents, max(ends), max(trial.number for trial in finished(study)))
+            _describe(self._client, parent, contents, max(ends), max(trial.number for trial in finished(study)))
         self._client.set_terminated(parent, "FINISHED", max(ends))
-
-    def _describe(self, parent: str, contents: Contents, moment: int, step: int) -> None:
-        known = self._client.get_run(parent).data
-        params, tags, metrics = (summary.clean_names(own) for own in (contents.params, contents.tags, contents.metrics))
-        fresh = {params[name]: text for name, text in contents.params.items() if params[name] not in known.params}
-        stale = [name for name in known.tags if _is_counted(name) and name not in tags.values()]
-        for name in stale:  # of an earlier pick
-            self._client.delete_tag(parent, name)
-        for part in _parts([RunTag(tags[name], text[:_TAG_LENGTH]) for name, text in contents.tags.items()]):
-            self._client.log_batch(parent, tags=part)
-        self._client.log_batch(
-            parent,
-            [Metric(metrics[name], value, moment, step) for name, value in contents.metrics.items()],
-            [Param(name, text[:_PARAM_LENGTH]) for name, text in fresh.items()],
-        )
-        for file in contents.files:
-            self._client.log_artifact(parent, str(file))
 
     def _search(self, study: optuna.Study, tags: Mapping[str, str] | None = None) -> list[Run]:
         wanted = {"ww_opt.study_id": summary.study_id(study), **(tags or {})}
@@ -161,23 +144,6 @@ class Runs:
                 run = self._client.create_run(self._experiment_id, start, tags, name)
             self._parents[key] = str(run.info.run_id)
         return self._parents[key]
-
-    def _fill(self, run_id: str, trial: FrozenTrial) -> None:
-        params, points = summary.parameters(trial), summary.curves(trial)
-        names, keys = summary.clean_names(params), summary.clean_names(name for name, _ in points)
-        moment = _milliseconds(trial.datetime_complete)
-        text, reason = summary.note(trial, _TAG_LENGTH), records.reason(trial)[:_TAG_LENGTH]
-        tags = {"mlflow.note.content": text, "ww_opt.reason": reason, "ww_opt.outcome": outcome(trial)}
-        self._client.log_batch(
-            run_id,
-            [Metric(keys[name], value, moment, step) for (name, step), value in points.items()],
-            [Param(names[name], str(value)[:_PARAM_LENGTH]) for name, value in params.items()],
-            [RunTag(name, text) for name, text in tags.items() if text],
-        )
-        table = summary.layer_table(trial)
-        if table.rows:
-            self._client.log_text(run_id, table.to_json(), "layers.json")
-            self._client.log_text(run_id, table.to_csv(), "layers.csv")
 
     def _update(self, parent: str, study: optuna.Study, trial: FrozenTrial) -> None:
         ended, moment = finished(study), _milliseconds(trial.datetime_complete)
@@ -205,6 +171,42 @@ class Runs:
             parent, tags=[RunTag("ww_opt.best_trial", str(number)), RunTag("ww_opt.best_run_id", run_id)]
         )
         self._best[summary.study_id(study)] = number
+
+
+def _describe(client: MlflowClient, parent: str, contents: Contents, moment: int, step: int) -> None:
+    known = client.get_run(parent).data
+    params, tags, metrics = (summary.clean_names(own) for own in (contents.params, contents.tags, contents.metrics))
+    fresh = {params[name]: text for name, text in contents.params.items() if params[name] not in known.params}
+    stale = [name for name in known.tags if _is_counted(name) and name not in tags.values()]
+    for name in stale:  # of an earlier pick
+        client.delete_tag(parent, name)
+    for part in _parts([RunTag(tags[name], text[:_TAG_LENGTH]) for name, text in contents.tags.items()]):
+        client.log_batch(parent, tags=part)
+    client.log_batch(
+        parent,
+        [Metric(metrics[name], value, moment, step) for name, value in contents.metrics.items()],
+        [Param(name, text[:_PARAM_LENGTH]) for name, text in fresh.items()],
+    )
+    for file in contents.files:
+        client.log_artifact(parent, str(file))
+
+
+def _fill(client: MlflowClient, run_id: str, trial: FrozenTrial) -> None:
+    params, points = summary.parameters(trial), summary.curves(trial)
+    names, keys = summary.clean_names(params), summary.clean_names(name for name, _ in points)
+    moment = _milliseconds(trial.datetime_complete)
+    text, reason = summary.note(trial, _TAG_LENGTH), records.reason(trial)[:_TAG_LENGTH]
+    tags = {"mlflow.note.content": text, "ww_opt.reason": reason, "ww_opt.outcome": outcome(trial)}
+    client.log_batch(
+        run_id,
+        [Metric(keys[name], value, moment, step) for (name, step), value in points.items()],
+        [Param(names[name], str(value)[:_PARAM_LENGTH]) for name, value in params.items()],
+        [RunTag(name, text) for name, text in tags.items() if text],
+    )
+    table = summary.layer_table(trial)
+    if table.rows:
+        client.log_text(run_id, table.to_json(), "layers.json")
+        client.log_text(run_id, table.to_csv(), "layers.csv")
 
 
 def _tags(study: optuna.Study) -> dict[str, str]:
