@@ -59,8 +59,8 @@ def test_what_is_not_complete_feasible_and_finite_is_left_out_and_said() -> None
     found = ranking(study)
     assert [own.number for own in found.trials] == [6, 0]
     assert found.left_out == (
-        "There are 2 completed trials that violate a constraint, not ranked: 1, 2.",
-        "There are 1 completed trial with a score that is not finite, not ranked: 3.",
+        "2 completed trials not ranked, for a constraint is violated: 1, 2.",
+        "1 completed trial not ranked, for the score is not finite: 3.",
     )
 
 

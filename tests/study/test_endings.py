@@ -177,4 +177,4 @@ def test_no_feasible_trial_does_not_end_a_study_that_keeps_the_best(tmp_path: Pa
     assert result.pick is not None
     assert result.pick.number not in infeasible
     assert [file.name for file in tmp_path.glob("*.pt")] == [f"trial-{result.pick.number:05d}.pt"]
-    assert "2 completed trials that violate a constraint, not ranked: 1, 3." in result.trust[0]
+    assert "2 completed trials not ranked, for a constraint is violated: 1, 3." in result.trust[0]

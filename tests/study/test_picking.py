@@ -76,7 +76,7 @@ class TestTrainBest:
         with pytest.raises(ValueError, match=r"must have a best trial.*0 trials completed"):
             train_best(study, QUICK)
         study.add_trial(create_trial(value=1.0, constraints={"x": 1.0}))
-        with pytest.raises(ValueError, match="violate a constraint"):
+        with pytest.raises(ValueError, match="a constraint is violated"):
             train_best(study, QUICK)
 
     def test_training_that_diverges_says_so(self) -> None:

@@ -92,9 +92,9 @@ def ranking(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) ->
     kept, apart = comparable(finite)
     said = []
     if beyond := _numbers_of(complete, but=feasible):
-        said.append(f"There are {_trials(len(beyond))} that violate a constraint, not ranked: {some(beyond)}.")
+        said.append(f"{_trials(len(beyond))} not ranked, for a constraint is violated: {some(beyond)}.")
     if endless := _numbers_of(feasible, but=finite):
-        said.append(f"There are {_trials(len(endless))} with a score that is not finite, not ranked: {some(endless)}.")
+        said.append(f"{_trials(len(endless))} not ranked, for the score is not finite: {some(endless)}.")
     return Ranking(tuple(_sorted(study, kept)), (*said, *([apart] if apart else [])))
 
 
