@@ -44,6 +44,7 @@ PROMISED = {
     "judge",
     "late_loss",
     "tied",
+    "train_best",
 }
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ww_opt.search.space import LayerwiseSpace as LayerwiseSpace
     from ww_opt.spectral.scores import SCORES as SCORES
     from ww_opt.spectral.scores import score as score
+    from ww_opt.study.picking import train_best as train_best
     from ww_opt.study.study import Study as Study
     from ww_opt.training.dropout import add_dropout as add_dropout
     from ww_opt.training.judging import judge as judge
@@ -55,6 +56,7 @@ _HOME = {
     "report_late": "search.report",
     "score": "spectral.scores",
     "tied": "training.labels",
+    "train_best": "study.picking",
 }
 
 __all__ = ["__version__", *_HOME]

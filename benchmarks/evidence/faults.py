@@ -22,7 +22,8 @@ from benchmarks.evidence.tasks import CASES, Case
 from ww_opt.spectral import diagnose
 from ww_opt.spectral.scores import judged
 from ww_opt.training.layerwise import LayerSettings, layers, parameter_groups
-from ww_opt.training.run import Task, constant, train
+from ww_opt.training.run import train
+from ww_opt.training.task import Task, constant
 
 __all__ = ["FAULTS", "HEALTHY", "IN_ONE_LAYER", "JUDGED_TASKS", "OTHER_TASKS", "Planted", "plant", "plant_all", "units"]
 

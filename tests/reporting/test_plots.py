@@ -76,7 +76,7 @@ class TestStudy:
         study = with_looks()
         study.add_trial(create_trial(state=TrialState.FAIL))
         figure = drawn(study_figure(study))
-        assert figure.get_suptitle() == "4 trials, 1 pruned, 1 failed or interrupted; the pick is trial 2 with score 3"
+        assert figure.get_suptitle() == "4 trials, 1 pruned, 1 failed; the pick is trial 2 with score 3"
         line, dots, pick = axes_titled(figure, "Score, lower").lines
         assert np.array_equal(line.get_ydata(), [5.0, 3.0, 3.0])
         assert np.array_equal(dots.get_xydata(), [[0, 5], [2, 3]])
@@ -320,3 +320,15 @@ print(matplotlib.rcParams.copy() == before)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+def test_the_figure_knows_the_infeasible_and_the_interrupted() -> None:
+    study = optuna.create_study()
+    study.add_trial(create_trial(value=2.0))
+    study.add_trial(create_trial(value=1.0, constraints={"x": 1.0}))
+    attrs = {"ww_opt:reason": "interrupted by the user"}
+    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attrs))
+    figure = drawn(study_figure(study))
+    assert figure.get_suptitle() == "3 trials, 0 pruned, 1 interrupted; the pick is trial 0 with score 2"
+    line = next(line for axes in figure.axes for line in axes.lines if line.get_drawstyle() == "steps-post")
+    assert min(line.get_ydata()) == 2.0, "the best so far is feasible"

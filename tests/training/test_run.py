@@ -439,3 +439,16 @@ def test_a_loss_that_is_no_tensor_is_refused() -> None:
     model = tiny.build_model()
     with pytest.raises(TypeError, match=r"scalar tensor, but got float.*item"):
         list(train(model, task, [{"params": list(model.named_parameters()), "lr": 0.1}], n_steps=2, interval_steps=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": ""}, r"Task\.metric must be the name"),
+        ({"metric": 3}, r"Task\.metric must be the name"),
+        ({"higher_is_better": "no"}, r"Task\.higher_is_better must be True or False, but got 'no'"),
+    ],
+)
+def test_a_metric_has_a_name_and_a_direction(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        replace(tiny.TASK, **change)

@@ -33,6 +33,7 @@ __all__ = [
     "own_attributes",
     "read",
     "reason",
+    "shapes",
     "write",
     "write_look",
 ]
@@ -167,6 +168,16 @@ def _make_own(trial: optuna.Trial) -> None:
         begin(trial)
     if isinstance(trial, optuna.Trial):
         _OWN.add(trial)
+
+
+def shapes(trial: optuna.trial.FrozenTrial | optuna.Trial) -> tuple[tuple[str, int, int], ...] | None:
+    """Name, N and M of every layer at the last look; ``None`` without one. Quicker than :func:`looks`."""
+    attributes = own_attributes(trial)
+    keys = [key for key in attributes if key.startswith(_LOOK)]
+    if not keys:
+        return None
+    last = attributes[max(keys, key=lambda key: int(key.removeprefix(_LOOK)))]
+    return tuple((layer["name"], layer["N"], layer["M"]) for layer in last["layers"])
 
 
 def _to_json(value: Any) -> Any:
