@@ -9,11 +9,19 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ww_opt.search.ranking import INTERRUPTED
-from ww_opt.study.alarms import about_cohorts, about_ends, about_learning, alarms
+from ww_opt.study.alarms import about_ends, about_learning, alarms
 
 
-def cohort(accuracy: float, n: int = 90, **own: float) -> dict[str, Any]:
-    return {"step": 1, "n": n, "accuracy": accuracy, "losses": [1.0], **own}
+def cohort(accuracy: float, n: int = 90, **own: Any) -> dict[str, Any]:
+    """One as ``judge`` makes it of ``n`` independent labels; the loss falls as the accuracy rises."""
+    error = math.sqrt(max(accuracy * (1 - accuracy), 0.01) / n) if accuracy == accuracy else math.nan
+    known = {"accuracy_error": error, "constant_accuracy": 0.12, "constant_loss": 2.3, "loss_error": 0.1}
+    return {"step": 1, "n": n, "accuracy": accuracy, "losses": [2.5 - accuracy] * 61, **known, **own}
+
+
+def said_of(*late: dict[str, Any], n_trials: int = 5) -> list[str]:
+    trials = [trial(*late, first_loss=2.3)] * n_trials
+    return alarms(trials, trials, trials[0])
 
 
 def trial(*late: dict[str, Any], state: TrialState = TrialState.COMPLETE, **own: Any) -> FrozenTrial:
@@ -29,22 +37,24 @@ def trial(*late: dict[str, Any], state: TrialState = TrialState.COMPLETE, **own:
 
 class TestLearning:
     def test_no_better_than_a_constant_answer_is_said(self) -> None:
-        (said,) = about_learning(trial(*[cohort(0.22, 30, constant_accuracy=0.17)] * 3))
-        assert said.startswith("Nothing was learnt: the pick predicts 22% of the 90 labels")
-        assert "right in 17%" in said
+        own = cohort(0.22, 30, constant_accuracy=0.17, losses=[2.3] * 61)
+        (said,) = said_of(own, own, own)
+        assert said.startswith("Nothing was learnt that late examples can confirm: of their 90 labels")
+        assert "predicts 22%, a constant guess 17%" in said
 
     @pytest.mark.parametrize(
         "own",
         [
-            cohort(0.4, 30, constant_accuracy=0.17),
+            cohort(0.5, 30, constant_accuracy=0.17),
             cohort(0.22, 3000, constant_accuracy=0.17),
             # most labels are of one class: the accuracy is no better, the loss is
-            cohort(0.9, 90, constant_accuracy=0.9, constant_loss=0.4, loss_error=0.02) | {"losses": [0.2]},
-            cohort(0.22, 30),
+            cohort(0.9, 90, constant_accuracy=0.9, constant_loss=0.4, loss_error=0.02, losses=[0.2] * 61),
+            # of a record that knows no errors
+            {"step": 1, "n": 30, "accuracy": 0.22, "losses": [2.3] * 61},
         ],
     )
     def test_what_was_learnt_or_is_not_known_alarms_nobody(self, own: dict[str, Any]) -> None:
-        assert about_learning(trial(own, own, own)) == []
+        assert said_of(own, own, own) == []
 
     @pytest.mark.parametrize(("loss", "is_said"), [(2.25, True), (2.0, False), (math.nan, False)])
     def test_without_late_examples_the_training_loss_tells(self, loss: float, is_said: bool) -> None:
@@ -54,24 +64,17 @@ class TestLearning:
 
 class TestCohorts:
     def test_those_of_one_kind_rise_with_training_and_alarm_nobody(self) -> None:
-        rising = [cohort(0.6), cohort(0.75), cohort(0.85)]
-        assert about_cohorts([rising] * 5) == []
-        assert about_cohorts([[cohort(0.8), cohort(0.76), cohort(0.85)]] * 5) == [], "chance"
-        assert about_cohorts([]) == []
-        assert about_cohorts([[cohort(math.nan)] * 3]) == [], "no classes"
+        assert said_of(cohort(0.7), cohort(0.75), cohort(0.85)) == []
+        assert said_of(cohort(0.8), cohort(0.76), cohort(0.85)) == [], "chance"
 
-    def test_one_far_worse_than_an_earlier_one_is_named(self) -> None:
-        (said,) = about_cohorts([[cohort(0.85), cohort(0.3), cohort(0.85)]] * 5)
-        assert "predicts 85%, 30%, 85%" in said
-        assert "cohort 2 is not drawn like the others" in said
+    def test_one_far_worse_than_the_others_is_named(self) -> None:
+        (said,) = said_of(cohort(0.85), cohort(0.3), cohort(0.85))
+        assert said.startswith("Cohort 2 of 3 disagrees with the others")
+        assert "30% are predicted, of theirs 85%" in said
 
     def test_the_first_two_at_chance_and_the_last_is_not(self) -> None:
-        own = [cohort(value, constant_accuracy=0.12) for value in (0.1, 0.14, 0.8)]
-        (said,) = about_cohorts([own] * 5)
-        assert "cohort 1 and 2 is not drawn like the others" in said
-
-    def test_a_study_that_learnt_nothing_is_no_contradiction(self) -> None:
-        assert about_cohorts([[cohort(0.1, constant_accuracy=0.12)] * 3] * 5) == []
+        said = said_of(*(cohort(value) for value in (0.1, 0.14, 0.8)))
+        assert [own[:8] for own in said] == ["Cohort 1", "Cohort 2"]
 
 
 class TestEnds:
@@ -90,7 +93,7 @@ class TestEnds:
 
 
 def test_the_most_serious_comes_first() -> None:
-    nothing = trial(*[cohort(0.1, constant_accuracy=0.12)] * 3)
+    nothing = trial(*[cohort(0.1, losses=[2.4] * 61)] * 3, first_loss=2.3)
     said = alarms([nothing, *[trial(state=TrialState.FAIL, reason="x")] * 2], [nothing], nothing)
     assert [own.split()[0] for own in said] == ["Nothing", "2"]
     assert alarms([], [], None) == []
