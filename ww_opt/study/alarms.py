@@ -68,4 +68,5 @@ def _numbers(trials: Sequence[FrozenTrial]) -> list[int]:
 
 def _is_early(trial: FrozenTrial) -> bool:
     looks = records.looks(trial)
-    return bool(looks) and 0 < 2 * looks[-1].step < looks[-1].n_steps
+    # one that diverged before its first look has none
+    return not looks or 0 < 2 * looks[-1].step < looks[-1].n_steps
