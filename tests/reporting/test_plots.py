@@ -100,7 +100,7 @@ class TestStudy:
         assert [line.get_linestyle() for line in axes.lines] == ["-", ":"]
         words = words_in(axes)
         assert [text.get_text() for text in axes.texts][:2] == ["a", r"tiny$\frac$"]
-        for expected in ("above 6: under-trained", "below 2: very heavy tail", "dotted: too small"):
+        for expected in ("above 6: under-trained", "below 2: heavy tail", "dotted: too small"):
             assert expected in words
         assert "unfitted" not in words
 

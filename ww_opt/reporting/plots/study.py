@@ -155,8 +155,8 @@ def _draw_alphas(axes: Axes, pick: FrozenTrial | None) -> None:
         write(axes, (1.02, place), name, color=colours[name], va="center")
     # curves come from the upper left
     write(axes, (0.97, 0.98), f"above {UNDER:g}: under-trained", ha="right", va="top")
-    note(axes, (seen[-1][0], UNDER), f"{OVER:g} to {UNDER:g}: healthy", (-7, -9), ha="right")
-    write(axes, (0.03, 0.02), f"below {OVER:g}: very heavy tail", va="bottom")
+    note(axes, (seen[-1][0], UNDER), f"{OVER:g} to {UNDER:g}: usual", (-7, -9), ha="right")
+    write(axes, (0.03, 0.02), f"below {OVER:g}: heavy tail", va="bottom")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_xlabel("step" + "; dotted: too small to judge" * bool(small))
 
