@@ -44,6 +44,7 @@ PROMISED = {
     "judge",
     "late_loss",
     "tied",
+    "trace_dropout",
     "train_best",
 }
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ww_opt.training.late_entry import LateExamples as LateExamples
     from ww_opt.training.layerwise import LayerSettings as LayerSettings
     from ww_opt.training.task import Task as Task
+    from ww_opt.training.tracing import trace_dropout as trace_dropout
 
 __version__ = "0.1.0.dev0"
 
@@ -56,6 +57,7 @@ _HOME = {
     "report_late": "search.report",
     "score": "spectral.scores",
     "tied": "training.labels",
+    "trace_dropout": "training.tracing",
     "train_best": "study.picking",
 }
 

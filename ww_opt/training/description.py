@@ -16,7 +16,7 @@ def description(model: nn.Module, label: Label = by_layer) -> str:
     """Return the table, one line a layer, by label; names within a layer are given without the layer's own.
 
     Dropout belongs to the layer it follows in the order of registration; where a model registers its modules in another
-    order than it uses them, this is the place to see it.
+    order than it uses them, this is the place to see it, and :func:`ww_opt.trace_dropout` mends it.
 
     Raises:
         ValueError: as :func:`ww_opt.training.layerwise.labelled`.

@@ -26,6 +26,7 @@ from ww_opt.training.decay import exempt, is_table, own_key
 from ww_opt.training.dropout import check_probability, has_added_dropout, has_own_dropout, set_dropout
 from ww_opt.training.labels import Label, LayerName, by_layer, parts
 from ww_opt.training.modes import asleep
+from ww_opt.training.tracing import followed
 from ww_opt.training.wrappers import plain_names
 
 _PARAMETRIZATIONS = "parametrizations"  # torch's name for the module that holds the original tensors
@@ -63,8 +64,9 @@ def layers(model: nn.Module) -> tuple[Layer, ...]:
 
     Frozen parameters (``requires_grad=False``) belong to no layer, and so does dropout that stays in eval mode
     (:func:`ww_opt.training.modes.asleep`). Shared parameters count once, where they stand first. Dropout that
-    ``add_dropout`` put behind a container belongs to the last layer inside. Where nothing but tables is trained
-    (prompts), they are layers.
+    ``add_dropout`` put behind a container belongs to the last layer inside; what
+    :func:`ww_opt.trace_dropout` saw belongs to the layer that it follows. Where nothing but tables is trained (prompts),
+    they are layers.
 
     Raises:
         ValueError: a lazy parameter has no shape yet.
@@ -77,10 +79,20 @@ def layers(model: nn.Module) -> tuple[Layer, ...]:
     for first in list(walk.found.values())[:1]:
         for field, names in walk.early.items():
             first[field][:0] = names
+    _move(walk.found, followed(model))
     return tuple(
         Layer(LayerName(name, walk.kinds[name], part), **{field: tuple(members[field]) for field in _FIELDS})
         for (name, members), part in zip(walk.found.items(), parts(list(walk.found)), strict=True)
     )
+
+
+def _move(found: Mapping[str, defaultdict[str, list[str]]], to: Mapping[str, str]) -> None:
+    """Give dropout to the layers that it follows, where that is known of both."""
+    for members in found.values():
+        moved = [name for name in members["dropouts"] if to.get(name) in found]
+        members["dropouts"] = [name for name in members["dropouts"] if name not in moved]
+        for name in moved:
+            found[to[name]]["dropouts"].append(name)
 
 
 class _Walk:
