@@ -65,8 +65,8 @@ def layers(model: nn.Module) -> tuple[Layer, ...]:
     Frozen parameters (``requires_grad=False``) belong to no layer, and so does dropout that stays in eval mode
     (:func:`ww_opt.training.modes.asleep`). Shared parameters count once, where they stand first. Dropout that
     ``add_dropout`` put behind a container belongs to the last layer inside; what
-    :func:`ww_opt.trace_dropout` saw belongs to the layer that it follows. Where nothing but tables is trained (prompts),
-    they are layers.
+    :func:`ww_opt.trace_dropout` saw belongs to the layer that it follows. Where nothing but tables is trained
+    (prompts), they are layers.
 
     Raises:
         ValueError: a lazy parameter has no shape yet.
