@@ -165,3 +165,11 @@ class TestTrust:
             look = replace(records.looks(pick)[-1], train_loss=loss)
             pick.user_attrs[f"ww_opt:look:{look.step}"] = records._to_json(records.asdict(look))
             assert ("by heart" in "\n".join(trust(tiny.STUDY, [pick], pick))) == is_perfect
+
+
+@pytest.mark.parametrize(("n", "is_said"), [(19, True), (20, False)])
+def test_cohorts_of_few_labels_are_told(n: int, is_said: bool) -> None:
+    late = [{"step": 10, "n": size, "accuracy": 0.5, "losses": [1.0] * 61} for size in (40, n)]
+    pick = optuna.trial.create_trial(value=1.0, user_attrs={"ww_opt:late": late})
+    said = trust(late_study([]), [pick], pick)
+    assert any(own.startswith(f"The smallest cohort has {n} labels") for own in said) is is_said

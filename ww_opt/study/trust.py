@@ -22,6 +22,8 @@ FEW = 10
 """Distinct settings under which the best one is a matter of luck."""
 TIE = 2.0
 """Trials whose value is less than this many standard deviations of the seeds behind the pick's are ties."""
+FEW_JUDGES = 20
+"""Labels under which a cohort says little; those of the development tasks have 20 to 75."""
 POINTS_LOST: dict[str, dict[bool | str, str]] = {
     "random": {False: "4.1", True: "4.0", "late": "0.8"},
     "search": {False: "6.3 +- 0.8", True: "6.0 +- 0.7", "late": "2.9 +- 0.6"},
@@ -181,6 +183,12 @@ def _about_guard(study: Study, pick: FrozenTrial, drawn: str) -> list[str]:
     else:
         better = "" if guard == "late" else f"; with guard='late', {POINTS_LOST[drawn]['late']}"
         found = [f"{asked}: {_MEASURED[drawn].format(POINTS_LOST[drawn][guard])}{better}."]
+    sizes = [int(own["n"]) for own in records.read(pick, "late", ())]
+    if sizes and min(sizes) < FEW_JUDGES:
+        found.append(
+            f"The smallest cohort has {min(sizes)} labels to judge by: one of them moves the ranking. With so few "
+            "examples take larger cohorts (`shares`), or trust the settings you know."
+        )
     first_loss = records.read(pick, "first_loss")
     if guard != "late" and looks and first_loss and looks[-1].train_loss < 0.05 * first_loss:
         found.append(
