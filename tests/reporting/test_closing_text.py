@@ -67,7 +67,7 @@ def test_a_study_of_ties_names_them() -> None:
 def test_a_study_that_went_well_says_what_its_score_is() -> None:
     text = told(VALUES, WELL, (-1.0, -1.005))
     assert text.startswith("The pick: trial 0, score -1 (lower is better), training loss 1\nThe score is what training")
-    assert "0 is chance, below it is better" in " ".join(text.split())
+    assert "guessing gives 0 less half of what it gets right, below is better" in " ".join(text.split())
     assert "the score tells settings apart, and the pick from the rest" in " ".join(text.split())
     assert "12 trials completed, 0 pruned, 0 failed" in text
 

@@ -141,7 +141,8 @@ def nothing_learnt(diagnosis: Diagnosis) -> str:
     layers = judged(diagnosis)
     if not layers or not _all_have(Finding.MOVED_LITTLE, layers):
         return ""
-    return f"Nothing was learnt that a spectrum shows: all {len(layers)} judged layers have moved little."
+    which = f"all {len(layers)} judged layers have" if len(layers) > 1 else "the one judged layer has"
+    return f"Nothing was learnt that a spectrum shows: {which} moved little."
 
 
 def _of_layer(row: LayerDiagnostics, ratios: Mapping[str, float], signs: Signs) -> dict[Cause, float]:

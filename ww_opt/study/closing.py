@@ -154,7 +154,8 @@ def meaning(objective: SpectralObjective) -> str:
     if objective.guard == "late":
         return (
             "The score is what training took off the loss, as examples that joined late see it (calibrated, less half "
-            f"their accuracy): 0 is chance, below it is better. To it comes {LATE_SHARE:.0%} of {own}."
+            f"their accuracy): guessing gives 0 less half of what it gets right, below is better. To it comes "
+            f"{LATE_SHARE:.0%} of {own}."
         )
     if objective.guard:
         return (
