@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ww_opt.training.late_entry import LateExamples
-from ww_opt.training.run import Task
+from ww_opt.training.task import Task
 
 _EVALUATION_BATCH = 256
 

@@ -13,8 +13,8 @@ from torch.optim import AdamW, Optimizer
 
 from objectives._classification import Examples, Regime, Source, check_at_least, classification_task
 from ww_opt.search.space import LayerwiseSpace
-from ww_opt.training.layerwise import by_block
-from ww_opt.training.run import Task
+from ww_opt.training.labels import by_block
+from ww_opt.training.task import Task
 
 N_STEPS = 240
 INTERVAL_STEPS = 20

@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 from objectives._classification import Examples, Regime, Source, check_at_least, classification_task
 from objectives._mlp import mlp
 from ww_opt.search.space import LayerwiseSpace
-from ww_opt.training.run import Task
+from ww_opt.training.task import Task
 
 N_STEPS = 900
 INTERVAL_STEPS = 75

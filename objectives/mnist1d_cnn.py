@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 from objectives import _mnist1d
 from objectives._classification import Regime, Source, classification_task
 from ww_opt.search.space import LayerwiseSpace
-from ww_opt.training.run import Task
+from ww_opt.training.task import Task
 
 N_STEPS = 780
 INTERVAL_STEPS = 65

@@ -12,7 +12,7 @@ from objectives import _mnist1d
 from objectives._classification import Regime, Source, check_at_least, classification_task
 from objectives._mlp import mlp
 from ww_opt.search.space import LayerwiseSpace
-from ww_opt.training.run import Task
+from ww_opt.training.task import Task
 
 N_STEPS = 1800
 INTERVAL_STEPS = 150

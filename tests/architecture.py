@@ -20,11 +20,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 # Inside a folder files make no circle. The instrument is large enough to have floors of its own.
 FLOORS_OF_SPECTRAL: tuple[tuple[str, ...], ...] = (
-    ("findings", "rows"),
+    ("findings", "guards", "rows"),
     ("reading",),
     ("measuring",),
+    ("rules",),
     ("diagnostics", "comparison"),
     ("scores",),
+    ("advice",),
 )
 # The one neighbour that may be known: MLflow gets what a summary makes of a record.
 NEIGHBOURS = (("ww_opt.tracking", "ww_opt.reporting.summary"),)

@@ -25,6 +25,7 @@ PROMISED = {
     "LateExamples",
     "LayerSettings",
     "LayerwiseSpace",
+    "Run",
     "SCORES",
     "SpectralObjective",
     "SpectralPruner",
@@ -33,13 +34,18 @@ PROMISED = {
     "__version__",
     "add_dropout",
     "by_block",
+    "by_depth",
+    "by_kind",
     "by_layer",
+    "by_prefix",
     "report",
     "report_late",
     "score",
     "judge",
     "late_loss",
     "tied",
+    "trace_dropout",
+    "train_best",
 }
 
 

@@ -18,7 +18,7 @@ from benchmarks.evidence.rivals import each
 from benchmarks.evidence.seen import Array, Rule, Seen
 from ww_opt.spectral.rows import LayerDiagnostics
 from ww_opt.spectral.scores import LATE_SHARE, SCORES, Rows, network_gain
-from ww_opt.training.late_entry import ACCURACY_SHARE, Judgement, judge, late_loss
+from ww_opt.training.judging import ACCURACY_SHARE, Judgement, judge, late_loss
 
 __all__ = ["CANDIDATES", "FAMILIES", "LATE_CANDIDATES", "LATE_FAMILIES", "late_rule", "run_judgements"]
 

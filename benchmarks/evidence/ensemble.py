@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state
 
-from ww_opt.training.layerwise import Label, LayerSettings, apply_dropout, by_layer, parameter_groups
-from ww_opt.training.run import Task
+from ww_opt.training.labels import Label, by_layer
+from ww_opt.training.layerwise import LayerSettings, apply_dropout, parameter_groups
+from ww_opt.training.task import Task
 
 __all__ = ["Ensemble", "Look", "Settings"]
 

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ww_opt.spectral.findings import Finding
+from ww_opt.spectral.findings import Finding, Role
 from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
 
 __all__ = ["DATA", "Record", "append", "columns", "diagnosis", "pack", "read", "rounded"]
@@ -18,14 +18,18 @@ __all__ = ["DATA", "Record", "append", "columns", "diagnosis", "pack", "read", "
 Record = dict[str, Any]
 DATA = Path(__file__).parent / "data"
 
-_COLUMNS = [item.name for item in fields(LayerDiagnostics) if item.name not in ("findings", "note", "extra")]
+_COLUMNS = [item.name for item in fields(LayerDiagnostics) if item.name not in ("role", "findings", "note", "extra")]
 
 
 def columns(rows: Iterable[LayerDiagnostics]) -> Record:
     """Return the rows as one list per column; NaN is null, findings are names."""
     rows = tuple(rows)
     table: Record = {name: [rounded(getattr(row, name)) for row in rows] for name in _COLUMNS}
-    return {**table, "findings": [[finding.name for finding in row.findings] for row in rows]}
+    return {
+        **table,
+        "role": [row.role.name for row in rows],
+        "findings": [[finding.name for finding in row.findings] for row in rows],
+    }
 
 
 def diagnosis(table: Record) -> Diagnosis:
@@ -33,9 +37,17 @@ def diagnosis(table: Record) -> Diagnosis:
     rows = []
     for number, names in enumerate(table["findings"]):
         own = {name: table[name][number] for name in _COLUMNS if name in table}
-        own = {name: math.nan if value is None else value for name, value in own.items()}
-        rows.append(LayerDiagnostics(**own, findings=tuple(Finding[name] for name in names)))
+        own = {name: math.nan if value is None and name != "normed" else value for name, value in own.items()}
+        role = Role[table["role"][number]] if "role" in table else _role(own)
+        rows.append(LayerDiagnostics(**own, role=role, findings=tuple(Finding[name] for name in names)))
     return Diagnosis(tuple(rows))
+
+
+def _role(row: Record) -> Role:
+    """The role of a row that was kept before rows had one: the tasks call their output layers `output`."""
+    if row["kind"] == "embedding":
+        return Role.EMBEDDING
+    return Role.HEAD if row["name"] == "output" else Role.HIDDEN
 
 
 def rounded(value: Any, digits: int = 5) -> Any:

@@ -23,7 +23,7 @@ from benchmarks.evidence.kept import Record, columns, rounded
 from benchmarks.evidence.tasks import LOOKS, Case, Configuration
 from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.training.late_entry import LateEntry
-from ww_opt.training.run import Task
+from ww_opt.training.task import Task
 
 __all__ = ["Run", "Unit", "all_examples", "diagnosed", "unused_examples", "weights_path"]
 

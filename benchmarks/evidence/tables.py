@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.evidence.candidates import FAMILIES, LATE_CANDIDATES, LATE_FAMILIES
-from benchmarks.evidence.faults import table as fault_table
 from benchmarks.evidence.judge import Figures, Study, agreement, by_seed, figures, left_out, rules, splits, studies
-from benchmarks.evidence.kept import DATA, Record
+from benchmarks.evidence.kept import DATA, Record, read
 from benchmarks.evidence.search import LONG_SEARCHES, METHODS, SEARCHED, read_searches
 from benchmarks.evidence.seen import Array, Mask, Rule
 from benchmarks.evidence.statistics import interval
 from benchmarks.evidence.tasks import CASES, Case
+from benchmarks.evidence.verdicts import of_causes, of_findings, of_good_runs
 
 __all__ = ["incumbents", "report", "searched"]
 
@@ -231,22 +231,18 @@ def incumbents(record: Record) -> Array:
 
 
 def _faults(folder: Path) -> str:
-    """Tabulate the planted faults."""
-    rows = fault_table(folder)
-    if not rows:
+    """Tabulate the planted causes."""
+    if not read("faults", folder):
         return ""
-    lines = (
-        (
-            fault,
-            f"{n}",
-            "" if fault == "healthy" else f"{right:.0%}",
-            "" if fault == "healthy" else f"{alone:.0%}",
-            f"{anyone:.0%}",
-        )
-        for fault, n, right, alone, anyone in rows
+    causes, findings, good = list(of_causes(folder)), list(of_findings(folder)), list(of_good_runs(folder))
+    return (
+        "### Planted causes: what is suggested, told from the last weights alone\n\n"
+        + _lines(causes[0], iter(causes[1:]))
+        + "\n\n### Findings: of how many layers each was said, and of how many rightly\n\n"
+        + _lines(findings[0], iter(findings[1:]))
+        + "\n\n### What is said of the best quarter of 60 runs with settings drawn at random\n\n"
+        + _lines(good[0], iter(good[1:]))
     )
-    head = ("fault in one layer", "runs", "that layer named", "and no other", "any layer named")
-    return "### Planted faults: which layers have an alarm, told from the last weights alone\n\n" + _lines(head, lines)
 
 
 def _seed_noise(base: Sequence[Study], seeds: Sequence[Study]) -> str:

@@ -15,8 +15,8 @@ from torch.optim import SGD, AdamW
 from benchmarks.evidence.ensemble import Settings
 from objectives import characters, digits, mnist1d_cnn, mnist1d_mlp
 from ww_opt.search.space import LayerwiseSpace
-from ww_opt.training.layerwise import Label, by_block, by_layer
-from ww_opt.training.run import Task
+from ww_opt.training.labels import Label, by_block, by_layer
+from ww_opt.training.task import Task
 
 __all__ = ["CASES", "LOOKS", "N_CONFIGURATIONS", "Case", "Configuration", "configurations"]
 

@@ -25,7 +25,8 @@ from benchmarks.evidence.tables import report
 from benchmarks.evidence.tasks import CASES, configurations
 from ww_opt.spectral import diagnose
 from ww_opt.training.layerwise import LayerSettings, labelled, parameter_groups
-from ww_opt.training.run import Task, train
+from ww_opt.training.run import train
+from ww_opt.training.task import Task
 
 TINY = replace(CASES[0], name="tiny", options={"n_train": 60, "batch_size": 20, "width": 32}, n_steps=20, together=2)
 

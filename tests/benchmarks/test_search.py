@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import faults as planting
+from benchmarks.evidence import kept, tables
 from benchmarks.evidence import search as searching
-from benchmarks.evidence import tables
-from benchmarks.evidence.faults import FAULTS, Planted, named, plant
+from benchmarks.evidence.faults import FAULTS, Planted, plant
 from benchmarks.evidence.figures import draw
 from benchmarks.evidence.generate import Settings, generate
 from benchmarks.evidence.search import METHODS, Search, read_searches, search_all
 from benchmarks.evidence.tables import incumbents, searched
 from benchmarks.evidence.tasks import CASES
+from benchmarks.evidence.verdicts import RIGHT, verdict
 from tests.benchmarks.test_evidence import TINY
 from ww_opt.training.layerwise import LayerSettings
 
@@ -63,20 +64,31 @@ class TestFaults:
         monkeypatch.setattr(planting, "CASES", (self.case,))
         monkeypatch.setattr(planting, "HEALTHY", {"tiny": LayerSettings(lr=0.05, weight_decay=1e-3)})
 
-    @pytest.mark.parametrize("fault", ["huge entry", "frozen at init", "int4"])
+    @pytest.mark.parametrize("fault", ["huge entry", "frozen at init"])
     def test_the_layer_is_named(self, fault: str) -> None:
-        record = plant(Planted("tiny", fault, "hidden2", 0))
-        assert "hidden2" in named(record)
+        (record,) = plant(Planted("tiny", fault, "hidden2", 0))
+        assert verdict(record).names_layer
 
-    def test_all_are_listed_kept_and_tabulated(self, tmp_path: Path) -> None:
+    def test_a_healthy_run_gives_several(self) -> None:
+        records = plant(Planted("tiny", "healthy", "", 0))
+        assert [record["fault"] for record in records] == [
+            "too little training", "healthy", "int4", "int4", "int4", "wrong labels later",
+        ]  # fmt: skip
+        assert all(
+            verdict(record).names_layer for record in records if record["fault"] in ("int4", "too little training")
+        )
+        assert records[-1]["accuracy"] < records[1]["accuracy"]
+
+    def test_what_is_kept_is_not_trained_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(planting, "N_SEEDS", 1)
         units = planting.units()
-        assert {unit.fault for unit in units} == set(FAULTS)
+        assert {unit.fault for unit in units} == {"healthy", "wrong labels", *planting.IN_ONE_LAYER}
         assert len({unit.layer for unit in units}) == 4  # three judged layers, and none
-        records = [{**unit._asdict(), "loss": 1.0, "findings": {"hidden1": ["TRAP"]}} for unit in units]
-        (tmp_path / "faults.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        rows = {fault: shares for fault, *shares in planting.table(tmp_path)}
-        assert rows["healthy"] == [3, 0.0, 0.0, 1.0]
-        assert rows["int4"] == [9, pytest.approx(1 / 3), pytest.approx(1 / 3), 1.0]
+        assert set(RIGHT) < set(FAULTS)
+        kept.append("faults", [unit._asdict() for unit in units[1:]], tmp_path)
+        assert [(record["fault"], left) for record, left in planting.plant_all(1, tmp_path)] == [
+            ("wrong labels later", 0)
+        ]
         assert list(planting.plant_all(1, tmp_path)) == []
 
 

@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+import mlflow
 import optuna
 import pandas as pd
 import pytest
@@ -21,7 +23,8 @@ from torch import nn
 
 import ww_opt
 from ww_opt.cli import main as cli
-from ww_opt.reporting import terminal
+from ww_opt.reporting import closing_text, terminal
+from ww_opt.reporting.progress import Progress
 from ww_opt.search import records
 from ww_opt.spectral import diagnose
 
@@ -281,6 +284,76 @@ class TestRun:
         assert run("c", 2) != run("d", 1)
         assert not (ww.folder / "runs").exists()
 
+    def test_pick_and_figure_lie_in_the_folder(self, ww: Runner) -> None:
+        answer = ww("run", TINY, "--no-mlflow")
+        folder = ww.folder / "runs" / "tiny"
+        card = json.loads((folder / "pick.json").read_text())
+        assert card["trial"] == ww.host().best_trial.number
+        assert (folder / "study.png").read_bytes().startswith(b"\x89PNG")
+        assert "Figure of the study: runs/tiny/study.png" in answer.out
+        assert "Settings, score and versions of the pick: runs/tiny/pick.json" in answer.out
+        assert "The score is the default score of the weights, 0 (best) to 4" in answer.out
+        assert {file.name for file in folder.iterdir()} == {
+            *(".study", "pick.json", "study.png"),
+            *(f"trial-{number:05d}.pt" for number in range(3)),
+        }
+
+    def test_more_parameters_than_trials_are_told_before_and_after(self, ww: Runner) -> None:
+        words = "3 parameters are searched in 2 trials: most are hardly varied."
+        answer = ww("run", TINY, "--no-mlflow", "--n-trials", 2)
+        assert answer.err.startswith(words)
+        assert words in answer.out
+        assert "hardly varied" not in ww("run", TINY, "--no-mlflow", "--n-trials", 3).err
+
+    def test_a_metric_has_its_own_name_and_direction(self, ww: Runner) -> None:
+        text = """
+values = iter([0.25, 0.75, 0.5])
+STUDY = study(evaluate=lambda model: next(values), metric="error", higher_is_better=False)
+"""
+        answer = ww("run", ww.study(text), "--no-mlflow")
+        assert "The sealed test set, opened only now (error)" in answer.out
+        assert "the best trial      0.25  (trial 0, known by hindsight only)" in answer.out
+        assert "%" not in answer.out.partition("The sealed test set")[2].partition("Weights")[0]
+
+    def test_one_setting_that_raises_is_told_and_the_study_goes_on(self, ww: Runner) -> None:
+        path = ww.study(
+            """
+def loss(model, batch):
+    if len(list(HERE.rglob("trial-*.pt"))) == 1 and not (HERE / "raised").exists():
+        (HERE / "raised").touch()
+        raise MemoryError("too large")
+    return tiny.loss(model, batch)
+STUDY = study(loss=loss)
+"""
+        )
+        answer = ww("run", path, "--no-mlflow")
+        assert answer.code == 0
+        assert "2 trials completed, 0 pruned, 1 failed" in answer.out
+        assert "  MemoryError: too large\n" in answer.out
+        (ww.folder / "raised").unlink()
+        for file in ww.folder.rglob("trial-*.pt"):
+            file.unlink()
+        stopped = ww("run", path, "--no-mlflow", "--n-trials", 6, "--no-catch")
+        assert stopped.code == 1
+        assert "A trial failed; what was done is recorded. To go on once the fault is mended:" in stopped.err
+
+    def test_a_deleted_experiment_is_told_before_the_first_trial(self, ww: Runner) -> None:
+        client = mlflow.MlflowClient(f"sqlite:///{ww.folder / 'mlflow.db'}")
+        client.delete_experiment(client.create_experiment("mine"))
+        options = ["--tracking-uri", f"sqlite:///{ww.folder / 'mlflow.db'}", "--n-trials", 1]
+        answer = ww("run", TINY, *options, "--experiment", "mine")
+        told, first = (answer.err.index(words) for words in ("experiment 'mine' was deleted", "tiny 1/1"))
+        assert told < first
+        assert "1 trial is not in MLflow, since experiment 'mine' was deleted." in answer.err
+        assert "the same command, run again, writes them" in answer.err.splitlines()[-1]
+        other = ww("run", TINY, *options, "--experiment", "other")
+        assert "not in MLflow" not in other.err
+        experiment = client.get_experiment_by_name("other").experiment_id
+        (parent,) = client.search_runs([experiment], "tags.`ww_opt.role` = 'study'")
+        assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
+            *("pick.json", "study.png", "trial-00000.pt"),
+        }
+
     def test_a_timeout_ends_it(self, ww: Runner) -> None:
         answer = ww("run", TINY, "--no-mlflow", "--timeout", "1e-9")
         assert answer.code == 3
@@ -427,8 +500,30 @@ class TestAnalyze:
         answer = ww("analyze", checkpoint)
         assert answer.code == 0
         assert " ".join(answer.out.split()[:9]) == "layer shape alpha D spikes traps rank loss finding"
-        for word in ("64x48", "not fitted", "default", "lower", "higher"):
+        for word in ("64x48", "not fitted", "default", "Weights say how much was learnt, not whether it was right"):
             assert word in answer.out
+        assert "- 3: under 32 wide" in answer.out or "- 3: an output layer" in answer.out
+        assert "better" not in answer.out.partition("default  ")[2], "no verdict on two models stands beside a score"
+
+    def test_causes_are_told_where_something_is_found(self, ww: Runner) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 3))
+        torch.save(model.state_dict(), "start.pt")
+        out = " ".join(ww("analyze", "start.pt").out.split())
+        assert "Nothing was learnt that a spectrum shows: all 3 judged layers have moved little" in out
+        assert "What this may come from, most likely first - too little training of the whole net" in out
+        assert "healthy" not in out
+        rows = json.loads(ww("analyze", "start.pt", "--json").out)
+        assert [len(row["suggestions"]) for row in rows] == [2, 2, 2, 1]
+        with torch.no_grad():
+            for layer in model[:3]:
+                u, v = (torch.linalg.qr(torch.randn(64, 12))[0] for _ in range(2))
+                layer.weight += (u * torch.linspace(3.0, 1.0, 12)) @ v.T
+        torch.save(model.state_dict(), "learnt.pt")
+        out = ww("analyze", "learnt.pt").out
+        assert "What this may come from" not in out
+        assert "Nothing was learnt" not in out
+        assert [row["suggestions"] for row in json.loads(ww("analyze", "learnt.pt", "--json").out)] == [[]] * 4
 
     @pytest.mark.parametrize("source", ["tests.tiny:build_model", f"{TINY}:build_model"])
     def test_a_function_that_builds_a_model(self, ww: Runner, source: str) -> None:
@@ -446,6 +541,23 @@ class TestAnalyze:
 
 
 class TestTerminal:
+    def test_an_interrupted_trial_is_no_failed_one(self, capsys: pytest.CaptureFixture[str]) -> None:
+        host = optuna.create_study()
+        attrs = {"ww_opt:reason": "interrupted by the user"}
+        host.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs=attrs))
+        with Progress("digits", 40) as progress:
+            progress(host, host.trials[0])
+        assert "digits 0/40" in (line := capsys.readouterr().err)
+        assert "trial 0 interrupted" in line
+
+    def test_layers_stand_in_the_order_of_their_numbers(self) -> None:
+        def names(*given: str) -> list[str]:
+            return [row.name for row in terminal.in_network_order([SimpleNamespace(name=name) for name in given])]
+
+        assert names("layers.0.w", "layers.10.w", "layers.2.w") == ["layers.0.w", "layers.2.w", "layers.10.w"]
+        assert names("stem", "body.10", "body.2", "head") == ["stem", "body.10", "body.2", "head"], "the network's own"
+        assert names("a", "a.1", "b1", "b10", "b2") == ["a", "a.1", "b1", "b2", "b10"]
+
     @pytest.mark.parametrize("columns", [80, 120])
     def test_the_progress_line_fits_the_terminal_and_says_it_all(
         self, monkeypatch: pytest.MonkeyPatch, columns: int
@@ -458,14 +570,14 @@ class TestTerminal:
         monkeypatch.setattr(sys, "stderr", screen)
         monkeypatch.setenv("COLUMNS", str(columns))
         host = optuna.create_study()
-        with terminal.Progress("digits", 40, n_done=10, n_pruned=9) as progress:
+        with Progress("digits", 40, n_done=10, n_pruned=9) as progress:
             for state, values in (("COMPLETE", [-0.5]), ("PRUNED", None), ("FAIL", None)):
                 host.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState[state], values=values))
                 progress(host, host.trials[-1])
         lines = screen.getvalue().rstrip("\n").split("\r")
         assert max(map(len, lines)) <= columns
         last = lines[-1]
-        for word in ("digits 13/40", "left", "trial 2 fail", "best -0.500 (trial 0)", "pruned 10"):
+        for word in ("digits 13/40", "left", "trial 2 failed", "best -0.500 (trial 0)", "pruned 10"):
             assert word in last
 
     @pytest.mark.parametrize(
@@ -483,10 +595,10 @@ class TestTerminal:
         assert lines[-1].endswith("...")
 
     def test_a_password_is_not_shown(self) -> None:
-        text = terminal.mlflow_text("postgresql://me:secret@host/db")
+        text = closing_text.mlflow_text("postgresql://me:secret@host/db")
         assert "secret" not in text
         assert "host/db" in text
-        assert terminal.mlflow_text("https://me:secret@host:5000") == "MLflow runs: https://***@host:5000"
+        assert closing_text.mlflow_text("https://me:secret@host:5000") == "MLflow runs: https://***@host:5000"
 
     def test_a_program_off_the_path_is_called_by_its_place(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

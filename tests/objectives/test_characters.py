@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from objectives import characters
-from ww_opt.training.run import Task
+from ww_opt.training.task import Task
 
 
 def sealed_accuracy(task: Task) -> float:

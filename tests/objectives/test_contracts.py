@@ -19,7 +19,8 @@ from torch import nn
 import objectives
 from ww_opt.search.space import LayerwiseSpace
 from ww_opt.training.layerwise import apply_dropout, labelled, parameter_groups
-from ww_opt.training.run import Task, train
+from ww_opt.training.run import train
+from ww_opt.training.task import Task
 
 FOLDER = Path(objectives.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))

@@ -76,7 +76,7 @@ class TestStudy:
         study = with_looks()
         study.add_trial(create_trial(state=TrialState.FAIL))
         figure = drawn(study_figure(study))
-        assert figure.get_suptitle() == "4 trials, 1 pruned, 1 failed or interrupted; the pick is trial 2 with score 3"
+        assert figure.get_suptitle() == "4 trials, 1 pruned, 1 failed; the pick is trial 2 with score 3"
         line, dots, pick = axes_titled(figure, "Score, lower").lines
         assert np.array_equal(line.get_ydata(), [5.0, 3.0, 3.0])
         assert np.array_equal(dots.get_xydata(), [[0, 5], [2, 3]])
@@ -100,7 +100,7 @@ class TestStudy:
         assert [line.get_linestyle() for line in axes.lines] == ["-", ":"]
         words = words_in(axes)
         assert [text.get_text() for text in axes.texts][:2] == ["a", r"tiny$\frac$"]
-        for expected in ("above 6: under-trained", "below 2: very heavy tail", "dotted: too small"):
+        for expected in ("above 6: under-trained", "below 2: heavy tail", "dotted: too small"):
             assert expected in words
         assert "unfitted" not in words
 
@@ -259,21 +259,21 @@ class TestLayers:
             (fitted[0][0] - diagnosis.rows[0].sigma, fitted[0][0] + diagnosis.rows[0].sigma)
         )
         assert [label.get_text().split()[0] for label in alphas.get_yticklabels()] == [row.name for row in diagnosis]
-        for words in ("very heavy tail or over-trained", "under-trained", "not fitted: the matrix is zero"):
+        for words in ("heavy tail or over-trained", "under-trained", "not fitted: the matrix is zero"):
             assert words in words_in(alphas)
         assert [bar.get_width() for bar in shares.patches] == [
             row.spikes / max(row.n_eigenvalues, 1) for row in diagnosis
         ]
-        assert "too small to judge" in shares.get_yticklabels()[-1].get_text()
+        assert "too small" in shares.get_yticklabels()[-1].get_text()
         assert [text.get_text() for text in shares.texts][:2] == [f"{row.spikes} of 64" for row in diagnosis.rows[:2]]
 
     @pytest.mark.parametrize(
         ("findings", "marker"),
         [
-            ((Finding.HEALTHY,), "o"),
+            ((Finding.NO_FAULT,), "o"),
             ((Finding.UNDER_TRAINED,), "^"),
             ((Finding.OVER_TRAINED, Finding.TRAP), "P"),
-            ((Finding.RANDOM, Finding.TRAP, Finding.RANK_COLLAPSE), "X"),
+            ((Finding.MOVED_LITTLE, Finding.TRAP, Finding.RANK_COLLAPSE), "X"),
         ],
     )
     def test_the_gravest_finding_marks_a_layer(self, findings: tuple[Finding, ...], marker: str) -> None:
@@ -281,7 +281,7 @@ class TestLayers:
         figure = drawn(layers_figure(Diagnosis((row,))))
         (line,) = figure.axes[0].lines
         assert line.get_marker() == marker
-        words = [finding.value.partition(":")[0] for finding in findings]
+        words = [finding.label for finding in findings]
         assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == [", ".join(words)]
         assert figure.get_suptitle() == "1 layer: " + ", ".join(f"1 {word}" for word in words)
 
@@ -320,3 +320,15 @@ print(matplotlib.rcParams.copy() == before)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["False", "True"], done.stderr
+
+
+def test_the_figure_knows_the_infeasible_and_the_interrupted() -> None:
+    study = optuna.create_study()
+    study.add_trial(create_trial(value=2.0))
+    study.add_trial(create_trial(value=1.0, constraints={"x": 1.0}))
+    attrs = {"ww_opt:reason": "interrupted by the user"}
+    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attrs))
+    figure = drawn(study_figure(study))
+    assert figure.get_suptitle() == "3 trials, 0 pruned, 1 interrupted; the pick is trial 0 with score 2"
+    line = next(line for axes in figure.axes for line in axes.lines if line.get_drawstyle() == "steps-post")
+    assert min(line.get_ydata()) == 2.0, "the best so far is feasible"

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.reporting import summary
 from ww_opt.search import records
+from ww_opt.search.ranking import INTERRUPTED, best
 
 
 def layer(name: str, alpha: float = 3.0) -> records.LayerRecord:
@@ -63,6 +65,23 @@ def test_curves_hold_what_is_finite() -> None:
     assert all(math.isfinite(value) for value in points.values())
 
 
+def test_means_are_over_the_layers_that_the_score_judges() -> None:
+    named = {"HIDDEN": 3.0, "HEAD": 100.0, "EMBEDDING": 50.0, "FROZEN": 20.0}
+    layers = [replace(layer(role, alpha), role=role) for role, alpha in named.items()]
+    narrow = replace(layer("narrow", 9.0), role="HIDDEN", M=16)
+    points = summary.curves(finished(records.Look(3, 10, 1.0, 2.0, layers=(*layers, narrow))))
+    assert points["mean_alpha", 3] == 3.0
+    assert points["alpha/HEAD", 3] == 100.0
+
+
+def test_an_interrupted_trial_is_told_as_such() -> None:
+    attrs = {"ww_opt:reason": INTERRUPTED}
+    study = optuna.create_study(study_name="s")
+    study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=attrs))
+    assert summary.note(study.trials[0], 1000).startswith("**INTERRUPTED**")
+    assert summary.study_note(study, study.trials, None) == "s: 1 INTERRUPTED. No best trial yet."
+
+
 @pytest.mark.parametrize(("n_layers", "has_curve"), [(100, True), (101, False)])
 def test_beyond_100_layers_only_means_are_curves(n_layers: int, has_curve: bool) -> None:
     trial = finished(records.Look(0, 1, 1.0, 1.0, layers=tuple(layer(f"l{i}") for i in range(n_layers))))
@@ -72,9 +91,17 @@ def test_beyond_100_layers_only_means_are_curves(n_layers: int, has_curve: bool)
     assert len(summary.layer_table(trial).rows) == n_layers
 
 
+def test_parameters_hold_each_value_once() -> None:
+    study = optuna.create_study()
+    trial = study.ask({"lr/fc1": optuna.distributions.FloatDistribution(0.1, 0.1)})
+    records.write(trial, settings={"fc1": {"lr": 0.1, "weight_decay": 0.5}})
+    study.tell(trial, 1.0)
+    assert summary.parameters(study.trials[0]) == {"lr/fc1": 0.1, "weight_decay/fc1": 0.5}
+
+
 def test_parameters_flatten_the_settings_and_leave_out_none() -> None:
     trial = finished(settings={"fc1": {"lr": 0.1, "momentum": None}, "fc2": {"weight_decay": 0.0}}, other=1)
-    assert summary.parameters(trial) == {"settings/fc1/lr": 0.1, "settings/fc2/weight_decay": 0.0}
+    assert summary.parameters(trial) == {"lr/fc1": 0.1, "weight_decay/fc2": 0.0}
 
 
 def test_the_table_reads_back_from_json_and_csv() -> None:
@@ -82,7 +109,7 @@ def test_the_table_reads_back_from_json_and_csv() -> None:
     read = json.loads(table.to_json())
     row = dict(zip(read["columns"], read["data"][0], strict=True))
     assert row["alpha"] is None
-    assert (row["step"], row["name"], row["stable_rank"], row["findings"]) == (3, 'a,"b"', 7.5, "TRAP, HEAVY_TAIL")
+    assert (row["step"], row["name"], row["stable_rank"], row["findings"]) == (3, 'a,"b"', 7.5, "trap, heavy tail")
     cells = next(csv.DictReader(io.StringIO(table.to_csv())))
     assert cells["alpha"] == ""
     assert cells["name"] == 'a,"b"'
@@ -91,7 +118,7 @@ def test_the_table_reads_back_from_json_and_csv() -> None:
 def test_the_note_tells_state_reason_and_layers() -> None:
     text = summary.note(finished(records.Look(3, 10, 1.0, 2.0, layers=(layer("fc1"),)), reason="a trap in fc1"), 8000)
     assert text.startswith("**COMPLETE** 1.5\n\na trap in fc1\n\nLayers at step 3:")
-    assert "| fc1 | 3 | 0.1 | 7.5 | 2 | 1 | 0 | TRAP, HEAVY_TAIL |" in text
+    assert "| fc1 | 3 | 0.1 | 7.5 | 2 | 1 | 0 | trap, heavy tail |" in text
 
 
 def test_a_long_note_ends_with_a_whole_row_and_says_so() -> None:
@@ -110,9 +137,9 @@ def test_the_best_is_complete_and_feasible(direction: str, number: int) -> None:
     for value in (1.0, 2.0):
         study.add_trial(optuna.create_trial(value=value))
     study.add_trial(optuna.create_trial(value=0.5 if direction == "minimize" else 5.0, constraints={"guard": 1.0}))
-    best = summary.best_of(study, study.trials)
-    assert best is not None
-    assert best.number == study.best_trial.number == number
+    found = best(study, study.trials)
+    assert found is not None
+    assert found.number == study.best_trial.number == number
 
 
 def test_the_best_value_at_the_end_of_a_trial_does_not_know_the_future() -> None:
@@ -127,10 +154,10 @@ def test_the_best_value_at_the_end_of_a_trial_does_not_know_the_future() -> None
 
 
 def test_nothing_is_best_without_a_complete_trial_or_with_two_objectives() -> None:
-    assert summary.best_of(optuna.create_study(), []) is None
+    assert best(optuna.create_study(), []) is None
     study = optuna.create_study(directions=["minimize", "maximize"])
     study.add_trial(optuna.create_trial(values=[1.0, 2.0]))
-    assert summary.best_of(study, study.trials) is None
+    assert best(study, study.trials) is None
 
 
 def test_the_id_of_a_study_moves_with_it(tmp_path: Path) -> None:

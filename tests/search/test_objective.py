@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -20,6 +24,7 @@ import ww_opt
 from tests import tiny
 from ww_opt import LayerwiseSpace, SpectralObjective
 from ww_opt.search import records
+from ww_opt.search.objective import _tell_of_threads
 from ww_opt.spectral.scores import SCORES, guard
 
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
@@ -205,7 +210,157 @@ def test_the_optimizer_that_was_built_is_remembered_whatever_built_it() -> None:
     assert records.read(one_trial(objective), "optimizer") == "SGD"
 
 
+class TestStreams:
+    """What belongs to the process is not taken for the trial's own."""
+
+    def test_threads_take_turns_and_are_told_so_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        _tell_of_threads.cache_clear()
+        set_streams(5)
+        expected = drawn()
+        set_streams(5)
+        values = []
+        with caplog.at_level(logging.WARNING, logger="ww_opt"):
+            for n_jobs in (1, 3):
+                study = study_of(optuna.pruners.NopPruner())
+                study.optimize(replace(SHUFFLED, guard=True), n_trials=4, n_jobs=n_jobs)
+                values.append({trial.value for trial in study.trials})
+        assert values[0] == values[1]
+        assert len(values[0]) == 1
+        assert drawn() == expected
+        assert caplog.text.count("ww-opt run --workers N") == 1
+
+    def test_every_stream_is_seeded(self) -> None:
+        values = []
+        for seed in (0, 0, 1):
+            set_streams(seed + 7)
+            values.append(one_trial(replace(SHUFFLED, guard=True)).value)
+            np.random.rand()
+        assert values[0] == values[1] == values[2]
+        assert one_trial(replace(SHUFFLED, guard=True, seed=1)).value != values[0]
+
+    @pytest.mark.parametrize("draw", [np.random.rand, random.random, lambda: float(torch.rand(()))])
+    def test_looks_draw_nothing(self, draw: Callable[[], float]) -> None:
+        def noisy(model: nn.Module, batch: Any) -> Tensor:
+            return tiny.loss(model, batch) * (0.5 + draw())
+
+        objective = with_loss(noisy)
+        often, once = (
+            one_trial(replace(objective, space=SPACE, interval_steps=interval)).value for interval in (5, 20)
+        )
+        assert often == once
+
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_weights_that_a_trial_trained_are_not_fresh(self, shared: bool) -> None:
+        model = tiny.build_model()
+        inner = nn.Linear(40, 48)
+
+        def build() -> nn.Module:
+            return nn.Sequential(inner, nn.ReLU(), nn.Linear(48, 48), nn.Linear(48, 3)) if shared else model
+
+        study = study_of()
+        objective = replace(tiny.OBJECTIVE, space=SPACE, task=replace(tiny.TASK, build_model=build))
+        study.optimize(objective, n_trials=1)
+        with pytest.raises(ValueError, match=r"of its weights \(0\.weight.*trained in an earlier one.*deepcopy"):
+            study.optimize(objective, n_trials=1)
+        copied = replace(objective, task=replace(tiny.TASK, build_model=lambda: copy.deepcopy(build())))
+        study.optimize(copied, n_trials=2)
+
+    def test_a_frozen_part_may_be_shared(self) -> None:
+        inner = nn.Linear(40, 48).requires_grad_(False)
+        task = replace(
+            tiny.TASK, build_model=lambda: nn.Sequential(inner, nn.ReLU(), nn.Linear(48, 48), nn.Linear(48, 3))
+        )
+        study_of().optimize(replace(tiny.OBJECTIVE, task=task, space=SPACE), n_trials=2)
+
+    def test_a_builder_must_return_a_model(self) -> None:
+        task = replace(tiny.TASK, build_model=lambda: None)  # type: ignore[arg-type,return-value]
+        with pytest.raises(TypeError, match="returned a NoneType: end it with `return model`"):
+            one_trial(replace(tiny.OBJECTIVE, task=task))
+
+
+def set_streams(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def drawn() -> tuple[float, float, float]:
+    return float(torch.rand(())), float(np.random.rand()), random.random()
+
+
+def shuffled() -> Any:
+    """Batches that every stream has a hand in."""
+    x, y = (torch.cat(part) for part in zip(*tiny.batches(), strict=True))
+    for index in np.array_split(np.random.permutation(96), 3):
+        yield x[index] + 0.1 * torch.randn(len(index), 40) + 0.1 * random.random(), y[index]
+
+
+SPACE = LayerwiseSpace(lr=0.01)
+SHUFFLED = SpectralObjective(replace(tiny.TASK, batches=shuffled), SPACE, n_steps=20, interval_steps=5)
+
+
+class TestRetries:
+    """Optuna copies the user attributes of a failed trial to its retry."""
+
+    def test_records_of_an_earlier_attempt_are_not_taken_for_its_own(self) -> None:
+        study = study_of(optuna.pruners.NopPruner())
+        study.optimize(replace(tiny.OBJECTIVE, guard=True), n_trials=1)
+        before = study.trials[0]
+        look = before.user_attrs["ww_opt:look:5"]
+        stale = {**before.user_attrs, "ww_opt:reason": "out of memory", "ww_opt:look:900": look}
+        study.enqueue_trial(before.params, user_attrs={**stale, "mine": 1, "ww_opt:late": [{"step": 1}]})
+        waiting = study.trials[1]
+        assert (records.looks(waiting), records.reason(waiting), records.read(waiting, "late")) == ((), "", None)
+        study.optimize(replace(tiny.OBJECTIVE, guard=True, seed=1), n_trials=1)
+        after = study.trials[1]
+        assert [look.step for look in records.looks(after)] == [5, 10, 15, 20]
+        assert records.reason(after) == ""
+        assert after.user_attrs["mine"] == 1
+        assert records.read(after, "first_loss") != records.read(before, "first_loss")
+        last = records.looks(after)[-1]
+        assert last.value - last.score == pytest.approx(guard(last.train_loss, records.read(after, "first_loss")))
+
+    def test_nor_in_a_loop_of_ones_own(self) -> None:
+        study = study_of()
+        study.optimize(by_hand, n_trials=1)
+        study.enqueue_trial(study.trials[0].params, user_attrs=study.trials[0].user_attrs)
+        trial = study.ask()
+        ww_opt.report(trial, tiny.build_model(), 2)
+        assert [look.step for look in records.looks(trial)] == [2]
+
+    def test_an_attempt_that_fails_before_its_first_record_has_none(self) -> None:
+        study = study_of()
+        study.optimize(by_hand, n_trials=1)
+        study.enqueue_trial({}, user_attrs=study.trials[0].user_attrs)
+        study.optimize(lambda trial: 1 / 0, n_trials=1, catch=ZeroDivisionError)
+        assert records.looks(study.trials[1]) == ()
+
+    def test_a_trial_that_was_copied_to_another_study_keeps_its_own(self) -> None:
+        study, other = study_of(), study_of()
+        study.optimize(by_hand, n_trials=2)
+        other.add_trial(study.trials[1])
+        assert len(records.looks(other.trials[0])) == 4
+
+
 class TestDivergence:
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_a_loss_that_was_no_number_before_training_is_told_so(self, bad: float) -> None:
+        trial = one_trial(with_loss(lambda model, batch: tiny.loss(model, batch) * bad))
+        assert trial.state is TrialState.PRUNED
+        assert f", and was {bad} before the first one: look for NaN" in records.reason(trial)
+
+    def test_an_error_that_comes_of_it_prunes_with_its_words(self) -> None:
+        def checked(model: nn.Module, batch: Any) -> Tensor:
+            logits = model(batch[0])
+            torch.distributions.Normal(logits, 1.0)
+            return (logits**2).mean()
+
+        task = replace(tiny.TASK, loss=checked, optimizer=torch.optim.SGD)
+        trial = one_trial(replace(tiny.OBJECTIVE, task=task, space=LayerwiseSpace(lr=1e30)))
+        assert trial.state is TrialState.PRUNED
+        assert records.reason(trial).startswith("training diverged by step 1: it raised ValueError: Expected parameter")
+        assert records.read(trial, "steps") == 1
+
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     def test_a_loss_that_is_not_finite_prunes_with_the_reason_and_the_study_goes_on(self, bad: float) -> None:
         calls = 0

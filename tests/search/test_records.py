@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from ww_opt.search.records import LayerRecord, Look, layer_records, looks, read, reason, write, write_look
-from ww_opt.spectral.findings import Finding
+from ww_opt.spectral.findings import Finding, Role
 
 ROOT = Path(__file__).parents[2]
 LAYER = LayerRecord(
@@ -29,9 +29,10 @@ LAYER = LayerRecord(
     rank_loss=1,
     stable_rank=8.5,
     spectral_norm=2.5,
-    findings=("TRAP", "RANDOM"),
+    findings=("TRAP", "MOVED_LITTLE"),
+    role="HIDDEN",
 )
-UNFITTED = replace(LAYER, name="head", alpha=math.nan, D=math.nan, sigma=math.nan, findings=())
+UNFITTED = replace(LAYER, name="head", alpha=math.nan, D=math.nan, sigma=math.nan, findings=(), role="HEAD")
 LOOK = Look(step=60, n_steps=600, value=3.5, score=3.25, train_loss=0.5, seconds=0.01, layers=(LAYER, UNFITTED))
 
 
@@ -59,6 +60,14 @@ class TestLooks:
         assert math.isnan(found.train_loss)
         assert math.isnan(found.layers[0].stable_rank)
         assert found.score == LOOK.score
+
+    def test_layers_from_before_there_were_roles_have_none(self, study: optuna.Study) -> None:
+        trial = study.ask()
+        write_look(trial, LOOK)
+        [(key, value)] = [item for item in trial.user_attrs.items() if ":look:" in item[0]]
+        trial.set_user_attr(key, {**value, "layers": [{k: v for k, v in value["layers"][0].items() if k != "role"}]})
+        (found,) = looks(trial)
+        assert found.layers == (replace(LAYER, role=""),)
 
     def test_looks_come_by_step(self, study: optuna.Study) -> None:
         trial = study.ask()
@@ -97,7 +106,7 @@ class TestValues:
         assert read(trial, "settings") == {"fc": {"lr": 0.1, "dropout": None}}
         assert read(trial, "steps") == [1, 2]
         assert read(trial, "done") is True
-        assert read(trial, "first_loss", default=0.0) is None
+        assert read(trial, "first_loss") is None
         assert read(trial, "missing", default="default") == "default"
 
     def test_a_value_may_have_any_name(self, study: optuna.Study) -> None:
@@ -115,7 +124,7 @@ class TestValues:
         trial = study.ask()
         trial.set_user_attr("reason", "mine")
         write(trial, reason="ours")
-        assert trial.user_attrs == {"reason": "mine", "ww_opt:reason": "ours"}
+        assert trial.user_attrs == {"reason": "mine", "ww_opt:reason": "ours", "ww_opt:of_trial": trial.number}
 
 
 class TestLayerRecords:
@@ -124,11 +133,12 @@ class TestLayerRecords:
         class Row:
             values: LayerRecord
             findings: tuple[Finding, ...]
+            role: Role
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(self.values, name)
 
-        rows: Any = [Row(LAYER, (Finding.TRAP, Finding.RANDOM)), Row(UNFITTED, ())]
+        rows: Any = [Row(LAYER, (Finding.TRAP, Finding.MOVED_LITTLE), Role.HIDDEN), Row(UNFITTED, (), Role.HEAD)]
         for found, expected in zip(layer_records(rows), (LAYER, UNFITTED), strict=True):
             assert_same(found, expected)
 

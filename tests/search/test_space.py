@@ -9,8 +9,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FixedTrial
 from torch import nn
 
-from ww_opt.search.space import LayerwiseSpace
-from ww_opt.training.layerwise import LayerSettings, add_dropout, by_block, tied
+from ww_opt.search import records
+from ww_opt.search.space import LayerwiseSpace, crowding
+from ww_opt.training.dropout import add_dropout
+from ww_opt.training.labels import by_block, tied
+from ww_opt.training.layerwise import LayerSettings
 
 LR = FloatDistribution(1e-4, 1e-1, log=True)
 RATE = FloatDistribution(0.0, 0.5)
@@ -90,6 +93,36 @@ class TestSuggest:
         params = {"lr/all": 0.01, "dropout/all": 0.25}
         settings = LayerwiseSpace(lr=LR, dropout=RATE, label=tied).suggest(FixedTrial(params), model())
         assert settings == {"all": LayerSettings(lr=0.01, dropout=0.25)}
+
+
+class TestConfigure:
+    def test_one_call_gives_groups_sets_dropout_and_remembers(self) -> None:
+        net, study = model(), optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        space = LayerwiseSpace(lr=LR, dropout=RATE, weight_decay=0.5, label=by_block())
+        trial = study.ask()
+        groups = space.configure(trial, net)
+        rates = {group["name"]: group["lr"] for group in groups}
+        assert rates["blocks.0"] == rates["blocks.0:no_decay"] == trial.params["lr/blocks.0"]
+        assert {group["name"]: group["weight_decay"] for group in groups}["stem"] == 0.5
+        assert net.get_submodule("blocks.0.1").p == trial.params["dropout/blocks.0"]
+        assert records.read(trial, "settings")["stem"] == {
+            "lr": trial.params["lr/stem"],
+            "weight_decay": 0.5,
+            "momentum": None,
+            "dropout": None,
+        }
+        assert list(trial.params) == list(space.parameters(net))
+
+    def test_a_fixed_trial_will_do(self) -> None:
+        (group, _) = LayerwiseSpace(lr=LR, label=tied).configure(FixedTrial({"lr/all": 0.01}), model())
+        assert group["lr"] == 0.01
+
+
+@pytest.mark.parametrize(("n_trials", "is_crowded"), [(2, True), (3, False)])
+def test_more_parameters_than_trials_are_told(n_trials: int, is_crowded: bool) -> None:
+    text = crowding(LayerwiseSpace(lr=LR), model(), n_trials)
+    assert text.startswith("3 parameters are searched in 2 trials") is is_crowded
+    assert bool(text) is is_crowded
 
 
 class TestErrors:

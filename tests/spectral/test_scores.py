@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ww_opt.spectral import SCORES, diagnose, score
-from ww_opt.spectral.scores import guard, judged, named_score
+from ww_opt.spectral.scores import guard, judged, named_score, network_gain
 
 
 def model_of(*weights: torch.Tensor) -> nn.Module:
@@ -70,7 +70,7 @@ def test_head_embedding_and_narrow_layers_are_not_judged() -> None:
 
 
 def test_a_model_without_wide_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 32 wide, but the widest of 2 layers has 10"):
+    with pytest.raises(ValueError, match="at least 32 wide, but the widest of 1 hidden layers has 10"):
         score(nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 5)))
 
 
@@ -136,6 +136,26 @@ def test_an_expected_gain_is_that_of_xavier() -> None:
     rows = diagnose(model_of(noise(400), noise(400, 1)))
     gains = [math.log(row.spectral_norm / (math.sqrt(2 / 800) * 2 * math.sqrt(400))) for row in list(rows)[:2]]
     assert max(map(abs, gains)) < 0.03
+
+
+def test_several_output_layers_count_as_one_and_a_tied_one_as_not_tied() -> None:
+    def net(**more: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 64), "head": nn.Linear(64, 40), **more})
+
+    one = net()
+    two = net(head_dist=nn.Linear(64, 40))
+    two["head_dist"].load_state_dict(one["head"].state_dict())
+    assert network_gain(diagnose(two).rows) == pytest.approx(network_gain(diagnose(one).rows), abs=1e-12)
+    tied = net(embed=nn.Embedding(40, 64))
+    tied["head"].weight = tied["embed"].weight
+    unlearnt = math.log((1 / (3 * 64) / (2 / (40 + 64))) ** 0.5)  # as of the head that is not tied
+    hidden = [math.log(3**-0.5)] * 2  # no spikes, and Linear's own weights are no wider
+    assert network_gain(diagnose(tied).rows) == pytest.approx(sum([*hidden, unlearnt]) / 3, abs=0.05)
+    assert network_gain(diagnose(tied).rows) == pytest.approx(network_gain(diagnose(one).rows), abs=0.03)
+    with torch.no_grad():
+        tied["embed"].weight.mul_(100.0)
+    assert network_gain(diagnose(tied).rows) == pytest.approx(sum([*hidden, unlearnt]) / 3, abs=0.05)
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2, 10])

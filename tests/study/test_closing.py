@@ -10,8 +10,9 @@ import torch
 from tests import tiny
 from tests.training.test_late_entry import both, late_task
 from ww_opt import Study
-from ww_opt.reporting.terminal import accuracy_text
-from ww_opt.study.closing import open_test_set, train_pick
+from ww_opt.reporting.closing_text import accuracy_text
+from ww_opt.study.closing import open_test_set
+from ww_opt.study.picking import train_pick
 from ww_opt.study.study import open_study, run
 from ww_opt.study.weights_folder import pick_file
 
@@ -35,12 +36,12 @@ def test_the_pick_is_trained_once_more_with_all_examples_from_the_start(tmp_path
     assert before is not None
     assert "trained again" not in accuracy_text(before)
     seen.clear()
-    file = train_pick(study, host, host.best_trial, tmp_path, said.append)
+    file = train_pick(study.objective, host, host.best_trial, tmp_path, said.append)
     assert file == pick_file(tmp_path, host.best_trial.number)
     assert len(torch.cat(seen).unique()) == 100, "the task's own batches, all of them"
     assert said == ["Training the pick once more, with all examples from the start"]
     seen.clear()
-    assert train_pick(study, host, host.best_trial, tmp_path, said.append) == file
+    assert train_pick(study.objective, host, host.best_trial, tmp_path, said.append) == file
     assert (seen, len(said)) == ([], 1), "once for all"
 
     model = tiny.build_model()
@@ -59,7 +60,7 @@ def test_weights_of_another_study_are_not_taken_for_the_picks(tmp_path: Path) ->
     accuracy = open_test_set(study, host, tmp_path)
     assert accuracy is not None
     assert accuracy.again != accuracy.again, "NaN: not trained yet"
-    file = train_pick(study, host, host.best_trial, tmp_path)
+    file = train_pick(study.objective, host, host.best_trial, tmp_path)
     assert file is not None
     assert torch.load(file, weights_only=True)
 
@@ -67,5 +68,5 @@ def test_weights_of_another_study_are_not_taken_for_the_picks(tmp_path: Path) ->
 def test_without_late_examples_there_is_nothing_to_repeat(tmp_path: Path) -> None:
     host = open_study(tiny.STUDY)
     run(tiny.STUDY, host, tmp_path)
-    assert train_pick(tiny.STUDY, host, host.best_trial, tmp_path) is None
+    assert train_pick(tiny.OBJECTIVE, host, host.best_trial, tmp_path) is None
     assert not pick_file(tmp_path, host.best_trial.number).exists()

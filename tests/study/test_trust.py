@@ -10,15 +10,18 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from optuna.samplers import BaseSampler, GridSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 from torch import nn
 
 from tests import tiny
-from ww_opt import Study
+from tests.study.test_closing import late_study
+from ww_opt import Study, Task
 from ww_opt.search import records
+from ww_opt.search.ranking import comparable
 from ww_opt.study.closing import closing
 from ww_opt.study.study import open_study, run
-from ww_opt.study.trust import comparable, seed_noise, trust
+from ww_opt.study.trust import seed_noise, trust
 
 
 def ran(study: Study, directory: Path) -> optuna.Study:
@@ -80,8 +83,14 @@ class TestSeedNoise:
             replace(tiny.STUDY, n_repeats=-1)
 
 
+def with_classes(task: Task) -> Task:
+    assert task.late_entry is not None
+    return replace(task, late_entry=replace(task.late_entry, logits=lambda model, batch: (model(batch[0]), batch[1])))
+
+
 def frozen(number: int, value: float) -> FrozenTrial:
-    trial = optuna.trial.create_trial(value=value)
+    any_number = optuna.distributions.IntDistribution(0, 1000)
+    trial = optuna.trial.create_trial(value=value, params={"x": number}, distributions={"x": any_number})
     trial.number = number
     return trial
 
@@ -99,9 +108,47 @@ class TestTrust:
 
     def test_spread_against_seeds(self) -> None:
         values = [0.1 * number for number in range(12)]
-        assert "tells settings apart" in said(values, 0.05)
+        assert "tells settings apart" in said(values, 0.02)
         assert "little more than chance" in said(values, 0.3)
         assert "same score" in said([0.5] * 12, 0.0)
+
+    def test_ties_are_named_nearest_first(self) -> None:
+        values = [0.0, 0.03, 0.01, *(1.0 + 0.1 * number for number in range(9))]
+        text = said(values, 0.02)
+        assert "bad settings from good ones, but not the good ones from each other" in text
+        assert "2 of the other 11 trials lie within the noise of the seeds of the pick (2 x 0.02), and could" in text
+        assert "could as well be it: 2, 1." in text
+        assert "tells settings apart" not in text
+        assert "tells settings apart, and the pick from the rest" in said(values, 0.004)
+
+    def test_an_alarm_takes_the_praise_away(self) -> None:
+        trials = [frozen(number, float(number)) for number in range(12)]
+        praise = "tells settings apart"
+        assert praise in "".join(trust(tiny.STUDY, trials, trials[0], 0.1))
+        assert praise not in "".join(trust(tiny.STUDY, trials, trials[0], 0.1, alarms=["Nothing was learnt"]))
+
+    @pytest.mark.parametrize(
+        ("sampler", "lost"),
+        [
+            (TPESampler(), "2.9 +- 0.6 points of accuracy behind the same search on the test set itself"),
+            (NSGAIISampler(), "2.9 +- 0.6"),
+            (RandomSampler(), "0.8 points of accuracy behind the best"),
+            (GridSampler({"x": [1]}), "0.8"),
+        ],
+    )
+    def test_what_is_lost_is_that_of_the_sampler(self, sampler: BaseSampler, lost: str) -> None:
+        late = late_study([])
+        trials = [frozen(0, 0.1)]
+        classes = replace(late, objective=replace(late.objective, task=with_classes(late.objective.task)))
+        assert lost in "".join(trust(classes, trials, trials[0], sampler=sampler))
+
+    def test_what_was_not_measured_is_said(self) -> None:
+        late = late_study([])
+        task = late.objective.task
+        assert task.late_entry is not None
+        without = replace(task, late_entry=replace(task.late_entry, logits=None))
+        study = replace(late, objective=replace(late.objective, task=without))
+        assert "measured for classification, not for losses such as this one" in said([0.1, 0.2], study=study)
 
     def test_what_guards(self) -> None:
         for guard, words in ((False, "weights alone"), (True, "training loss, which wrong labels mislead")):
@@ -118,3 +165,11 @@ class TestTrust:
             look = replace(records.looks(pick)[-1], train_loss=loss)
             pick.user_attrs[f"ww_opt:look:{look.step}"] = records._to_json(records.asdict(look))
             assert ("by heart" in "\n".join(trust(tiny.STUDY, [pick], pick))) == is_perfect
+
+
+@pytest.mark.parametrize(("n", "is_said"), [(19, True), (20, False)])
+def test_cohorts_of_few_labels_are_told(n: int, is_said: bool) -> None:
+    late = [{"step": 10, "n": size, "accuracy": 0.5, "losses": [1.0] * 61} for size in (40, n)]
+    pick = optuna.trial.create_trial(value=1.0, user_attrs={"ww_opt:late": late})
+    said = trust(late_study([]), [pick], pick)
+    assert any(own.startswith(f"The smallest cohort has {n} labels") for own in said) is is_said

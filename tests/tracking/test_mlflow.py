@@ -22,7 +22,9 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search import records
-from ww_opt.tracking.mlflow import _HTTP_DEFAULTS, MLflowCallback, _quiet
+from ww_opt.tracking.mlflow import MLflowCallback
+from ww_opt.tracking.runs import quiet
+from ww_opt.tracking.stores import HTTP_DEFAULTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -65,8 +67,8 @@ def read(uri: str, request: pytest.FixtureRequest) -> Read:
 @pytest.fixture
 def quick_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    for name in set(_HTTP_DEFAULTS) - {"MLFLOW_HTTP_REQUEST_MAX_RETRIES"}:
-        monkeypatch.setenv(name, _HTTP_DEFAULTS[name])  # so that what the callback sets ends with the test
+    for name in set(HTTP_DEFAULTS) - {"MLFLOW_HTTP_REQUEST_MAX_RETRIES"}:
+        monkeypatch.setenv(name, HTTP_DEFAULTS[name])  # so that what the callback sets ends with the test
 
 
 def layer(name: str, alpha: float) -> records.LayerRecord:
@@ -135,7 +137,7 @@ def test_parameters_curves_tags_and_notes_of_a_trial(callback: MLflowCallback, r
     callback.finish(study)
     parent, children = read()
     lr = str(study.trials[1].params["lr/fc[1]"])
-    assert children[1].data.params == {"lr/fc_1_": lr, "settings/fc_1_/lr": lr}
+    assert children[1].data.params == {"lr/fc_1_": lr}
     assert history(uri, children[0], "score") == [(10, 4.9), (20, 4.8)]
     assert history(uri, children[0], "value") == [(10, 4.9), (20, 4.8)]
     assert history(uri, children[0], "alpha/fc_1_") == [(10, 13.0), (20, 23.0)]
@@ -431,14 +433,14 @@ def test_an_address_that_mlflow_cannot_use_is_refused_at_once(address: str) -> N
 
 
 def test_time_limits_are_set_for_servers_where_the_user_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in _HTTP_DEFAULTS:
+    for name in HTTP_DEFAULTS:
         monkeypatch.setenv(name, "")  # remembered, so that what the callback sets ends with the test
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "17")
     MLflowCallback("sqlite:///never_opened.db")
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
     MLflowCallback("http://127.0.0.1:1")
-    assert {name: os.environ[name] for name in _HTTP_DEFAULTS} == _HTTP_DEFAULTS | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "17"}
+    assert {name: os.environ[name] for name in HTTP_DEFAULTS} == HTTP_DEFAULTS | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "17"}
 
 
 def test_the_default_is_a_quiet_database_in_the_current_folder(
@@ -474,7 +476,7 @@ def test_only_the_writing_thread_is_quiet() -> None:
     logger, ear = logging.getLogger("mlflow"), Ear()
     logger.addHandler(ear)
     try:
-        with _quiet():
+        with quiet():
             logger.warning("mine")
             other = threading.Thread(target=logger.warning, args=("the user's",))
             other.start()

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import optuna
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import ww_opt
 from tests import tiny
 from ww_opt.reporting.summary import curves
 from ww_opt.search import records
 from ww_opt.spectral.scores import LATE_SHARE, guard
-from ww_opt.training.late_entry import Judgement, LateEntry, LateExamples, judge, late_loss
+from ww_opt.training.judging import Judgement, judge, late_loss
+from ww_opt.training.late_entry import LateEntry, LateExamples
 from ww_opt.training.run import Task, train
 
 
@@ -52,6 +68,84 @@ def test_every_epoch_shows_everyone_present_once() -> None:
     assert [len(batch) for batch in batches[8:14]] == [6, 2, 6, 6, 6, 2]
     assert torch.isin(entry.cohorts[0], torch.cat(batches[8:10])).all()
     assert len(torch.cat(batches[10:14]).unique()) == 20
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(10, 300), st.integers(1, 70), st.integers(1, 60), st.booleans())
+def test_no_batch_is_smaller_than_the_loaders_own(n: int, batch_size: int, n_steps: int, drop_last: bool) -> None:
+    try:
+        entry = LateEntry(n, batch_size, n_steps, shares=(0.1, 0.2, 0.05), drop_last=drop_last)
+    except ValueError:
+        assert drop_last  # no whole batch of those who are there from the start
+        return
+    present, left = set(entry.present.tolist()), set[int]()
+    smallest = batch_size if drop_last else n % batch_size or batch_size
+    for step, batch in enumerate(entry):
+        newcomers = {number for cohort in entry.joining(step) for number in cohort.tolist()}
+        present |= newcomers
+        left |= newcomers if left else set()
+        if not left or (drop_last and len(left) < batch_size):
+            left = set(present)
+        assert min(smallest, len(present)) <= len(batch) <= batch_size + smallest - 1
+        shown = set(batch.tolist())
+        assert len(shown) == len(batch)
+        assert shown <= left  # nobody twice in an epoch, and nobody is left out: the next begins when none is left
+        left -= shown
+
+
+def test_batches_of_one_where_the_loader_makes_none() -> None:
+    """The pairs of size and batch that once ended in a batch of one."""
+    for n, batch_size in ((500, 8), (1437, 10), (1437, 20), (1500, 8), (1500, 16), (1797, 8), (1797, 16)):
+        entry = LateEntry(n, batch_size, 3 * -(-n // batch_size))
+        sizes = [len(batch) for batch in entry]
+        assert min(sizes) >= n % batch_size
+        assert max(sizes) <= batch_size + 2
+
+
+class TestTheDraw:
+    n = 1000
+
+    def orders(self, seed: int) -> dict[str, Any]:
+        """What users draw subsets, splits and wrong labels by."""
+        import random
+
+        import numpy as np
+        from sklearn.model_selection import ShuffleSplit, train_test_split
+        from sklearn.utils import shuffle
+
+        shuffled = list(range(self.n))
+        random.Random(seed).shuffle(shuffled)
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            "torch": torch.randperm(self.n, generator=torch.Generator().manual_seed(seed)).tolist(),
+            "torch, the second draw": [torch.randperm(self.n, generator=generator).tolist() for _ in range(2)][1],
+            "torch, random_split": torch.utils.data.random_split(
+                range(self.n),  # type: ignore[arg-type]
+                [self.n],
+                torch.Generator().manual_seed(seed),
+            )[0].indices,
+            "torch, by rand": torch.rand(self.n, generator=torch.Generator().manual_seed(seed)).argsort().tolist(),
+            "numpy": np.random.default_rng(seed).permutation(self.n).tolist(),
+            "numpy of old": np.random.RandomState(seed).permutation(self.n).tolist(),
+            "numpy, choice": np.random.default_rng(seed).choice(self.n, self.n, replace=False).tolist(),
+            "random": shuffled,
+            "sklearn": shuffle(range(self.n), random_state=seed),
+            "sklearn, split": [*itertools.chain(*train_test_split(range(self.n), random_state=seed))],
+            "sklearn, ShuffleSplit": next(ShuffleSplit(1, test_size=0.5, random_state=seed).split(shuffled))[0],
+        }
+
+    @pytest.mark.parametrize("seed", [0, 1, 42])
+    def test_is_no_usual_one(self, seed: int) -> None:
+        cohorts = set(torch.cat(LateEntry(self.n, 10, 100, seed=seed).cohorts).tolist())
+        expected = len(cohorts) ** 2 / self.n  # 22.5 +- 4
+        for name, order in self.orders(seed).items():
+            for part in (order[: len(cohorts)], order[-len(cohorts) :]):
+                assert abs(len(cohorts & {int(number) for number in part}) - expected) < 16, name
+
+    def test_is_fixed(self) -> None:
+        """Another draw would change every study."""
+        assert [cohort.tolist() for cohort in LateEntry(40, 4, 10).cohorts] == [[1, 13], [3, 26], [38, 10]]
+        assert not torch.equal(LateEntry(40, 4, 10, seed=1).cohorts[0], LateEntry(40, 4, 10).cohorts[0])
 
 
 def test_joining_says_when_to_judge() -> None:
@@ -116,6 +210,13 @@ def test_mistakes_are_told(changes: dict[str, Any], message: str) -> None:
         make(**changes)
 
 
+@pytest.mark.parametrize("option", ["n_examples", "batch_size", "n_steps", "seed"])
+def test_numbers_are_whole(option: str) -> None:
+    for value in (7.0, None):
+        with pytest.raises(TypeError, match=f"`{option}` must be a whole number"):
+            make(**{option: value})
+
+
 def logits_of(labels: torch.Tensor, right: float, sharpness: float) -> torch.Tensor:
     """Logits that predict a share of the labels, and are as sure of the wrong ones."""
     generator = torch.Generator().manual_seed(1)
@@ -176,22 +277,82 @@ class TestFromLoader:
         late = LateExamples.from_loader(DataLoader(list(range(50)), batch_size=4, shuffle=True, drop_last=True))
         assert late.over(50).drop_last
 
-    def test_refuses_a_sampler_that_would_be_left_out(self) -> None:
-        sampler = WeightedRandomSampler([1.0] * 9, 9)
-        with pytest.raises(ValueError, match="WeightedRandomSampler"):
-            LateExamples.from_loader(DataLoader(list(range(9)), batch_size=3, sampler=sampler))
-        with pytest.raises(TypeError, match="got list"):
-            LateExamples.from_loader([1, 2])  # type: ignore[arg-type]
+    def test_takes_options(self) -> None:
+        loader = DataLoader(list(range(50)), batch_size=4, shuffle=True, drop_last=True)
+        late = LateExamples.from_loader(loader, seed=3, class_dim=1, drop_last=False)
+        assert (late.seed, late.class_dim, late.drop_last) == (3, 1, False)
+        assert torch.equal(late.over(9).cohorts[0], LateEntry(50, 4, 9, seed=3).cohorts[0])
+        with pytest.raises(TypeError, match="sede"):
+            LateExamples.from_loader(loader, sede=3)
 
-    def test_refuses_streams_and_loaders_without_a_size(self) -> None:
+    def test_takes_several_at_once_where_the_dataset_can(self) -> None:
+        class Table(Dataset[int]):
+            def __len__(self) -> int:
+                return 30
+
+            def __getitem__(self, index: int) -> int:
+                raise AssertionError(index)
+
+            def __getitems__(self, index: list[int]) -> list[int]:
+                return [10 * own for own in index]
+
+        late = LateExamples.from_loader(DataLoader(Table(), batch_size=4, shuffle=True, collate_fn=tuple))
+        assert late.take(torch.tensor([3, 9])) == (30, 90)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"sampler": WeightedRandomSampler([1.0] * 30, 30)}, "a WeightedRandomSampler"),
+            ({"sampler": SubsetRandomSampler(range(9))}, "a SubsetRandomSampler"),
+            ({"sampler": DistributedSampler(list(range(30)), num_replicas=2, rank=0)}, "a DistributedSampler"),
+            ({"sampler": RandomSampler(range(30), replacement=True)}, "draws 30 of 30 with replacement"),
+            ({"sampler": RandomSampler(range(30), num_samples=10)}, "draws 10 of 30:"),
+            ({"sampler": RandomSampler(range(20))}, "draws 20 of 30:"),
+            ({"sampler": SequentialSampler(range(20))}, "draws 20 of 30:"),
+            ({"batch_sampler": [[0, 1], [2, 3]]}, "batch_size"),
+            ({"batch_size": None}, "batch_size"),
+        ],
+    )
+    def test_refuses_what_would_be_left_out(self, options: dict[str, Any], message: str) -> None:
+        data = list(range(30))
+        with pytest.raises(ValueError, match=message) as told:
+            LateExamples.from_loader(DataLoader(data, **options))
+        # the remedies that are printed work
+        assert "`shuffle=True` instead" in str(told.value)
+        assert LateExamples.from_loader(DataLoader(data, batch_size=3, shuffle=True)).n_examples == 30
+        assert LateExamples(30, 3, list).over(9).n_examples == 30
+        part = Subset(data, range(9))  # type: ignore[arg-type]
+        late = LateExamples.from_loader(DataLoader(part, batch_size=3, shuffle=True, collate_fn=list))
+        assert late.take(torch.tensor([1, 2])) == [1, 2]
+
+    def test_a_generator_that_is_left_out_is_told(self) -> None:
+        loader = DataLoader(list(range(9)), batch_size=3, shuffle=True, generator=torch.Generator())
+        with pytest.warns(UserWarning, match="generator is left out"):
+            LateExamples.from_loader(loader)
+
+    def test_refuses_examples_without_numbers(self) -> None:
         class Stream(IterableDataset[int]):
             def __iter__(self) -> Any:
                 return iter(range(3))
 
-        with pytest.raises(TypeError, match="by number"):
-            LateExamples.from_loader(DataLoader(Stream()))
-        with pytest.raises(ValueError, match="batch_size"):
-            LateExamples.from_loader(DataLoader(list(range(4)), batch_sampler=[[0, 1], [2, 3]]))
+        class Sized(Stream):
+            def __len__(self) -> int:
+                return 3
+
+        for stream in (Stream(), Sized()):
+            with pytest.raises(TypeError, match=r"by number, but those of .* have none.*guard=True"):
+                LateExamples.from_loader(DataLoader(stream, batch_size=2))
+        named = {"cat": 0, "dog": 1}
+        with pytest.raises(TypeError, match=r"keys of this dict are not 0 to 1.*list of its values"):
+            LateExamples.from_loader(DataLoader(named, batch_size=2))  # type: ignore[arg-type]
+        values = list(named.values())
+        assert LateExamples.from_loader(DataLoader(values, batch_size=2)).n_examples == 2  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="got list"):
+            LateExamples.from_loader([1, 2])  # type: ignore[arg-type]
+
+    def test_callables_are_callable(self) -> None:
+        with pytest.raises(TypeError, match=r"take must be callable, but got Tensor"):
+            LateExamples(9, 3, torch.zeros(9))  # type: ignore[arg-type]
 
 
 def late_task(seen: list[torch.Tensor], logits: Any) -> Task:
@@ -277,3 +438,52 @@ class TestObjective:
         look = records.looks(study.trials[0])[0]
         assert look.late_loss == pytest.approx(math.log(3) - 0.5 * 3 / 8)
         assert look.value == pytest.approx(LATE_SHARE * look.score + look.late_loss - math.log(10))
+
+    def test_networks_too_narrow_for_spectra_are_judged_by_it_alone(self) -> None:
+        """Wherever the training loss judges alone they are refused, as before."""
+
+        def narrow() -> nn.Module:
+            return nn.Sequential(nn.Linear(40, 16), nn.ReLU(), nn.Linear(16, 3))
+
+        task = replace(late_task([], both), build_model=narrow)
+        study = optuna.create_study(pruner=optuna.pruners.NopPruner())
+        study.optimize(replace(tiny.OBJECTIVE, task=task, guard="late"), n_trials=1)
+        looks, first_loss = records.looks(study.trials[0]), records.read(study.trials[0], "first_loss")
+        assert all(math.isnan(look.score) for look in looks)
+        assert looks[0].value == pytest.approx(guard(looks[0].train_loss, first_loss))
+        assert looks[-1].value == pytest.approx(looks[-1].late_loss - first_loss)
+        assert study.trials[0].value == looks[-1].value
+        for other in (True, False):
+            plain = replace(tiny.OBJECTIVE, task=replace(task, loss=tiny.loss), guard=other)
+            with pytest.raises(ValueError, match="at least 32 wide"):
+                optuna.create_study().optimize(plain, n_trials=1)
+
+    @pytest.mark.parametrize("shift", [0.0, -4.0])
+    def test_the_unit_of_the_loss_does_not_matter(self, shift: float) -> None:
+        """Metres or kilometres, and losses below 0 as logarithms of densities have them."""
+        values = []
+        for unit in (1.0, 1e-3, 1e3):
+
+            def loss(model: nn.Module, batch: Any, unit: float = unit) -> torch.Tensor:
+                return unit * ((model(batch[0]) - batch[0][:, :3]).square().mean() + shift)
+
+            task = replace(late_task([], None), loss=loss, optimizer=partial(torch.optim.AdamW, eps=1e-14))
+            for kind in ("late", True):
+                study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+                study.optimize(replace(tiny.OBJECTIVE, task=task, guard=kind), n_trials=1)
+                values.append(study.best_value)
+                assert records.read(study.trials[0], "in_nats") is False
+                first, last = records.read(study.trials[0], "first_loss"), records.looks(study.trials[0])[-1]
+                if kind is True:  # no floor: the fit has come below half of the first loss
+                    assert last.value == pytest.approx(last.score + guard(last.train_loss, first, in_nats=False))
+                    assert last.train_loss < 0.5 * abs(first)
+        assert values[2:] == pytest.approx([values[0], values[1]] * 2, rel=1e-3)
+
+    def test_own_loops_of_other_losses_need_the_first_loss(self) -> None:
+        def objective(trial: optuna.Trial) -> float:
+            ww_opt.report_late(trial, [Judgement(5, 8, math.nan, (0.5,))])
+            guarded = ww_opt.SCORES["default"].guarded()
+            return ww_opt.report(trial, tiny.build_model(), 6, train_loss=1.0, n_steps=10, score=guarded)
+
+        with pytest.raises(ValueError, match="first_loss"):
+            optuna.create_study().optimize(objective, n_trials=1)

@@ -8,17 +8,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from ww_opt.training.dropout import add_dropout
+from ww_opt.training.labels import by_block, by_layer, tied
 from ww_opt.training.layerwise import (
     Layer,
     LayerSettings,
-    add_dropout,
     apply_dropout,
-    by_block,
-    by_layer,
     labelled,
     layers,
     parameter_groups,
-    tied,
 )
 
 
@@ -95,7 +93,6 @@ class TestLayers:
     def test_attention_and_its_output_are_two_layers(self) -> None:
         assert {layer.name: layer for layer in layers(PreNorm())}["attention.in_proj_weight"].dropouts == ("attention",)
         assert [layer.name for layer in layers(PreNorm())] == [
-            "cls_token",
             "embedding",
             "attention.in_proj_weight",
             "attention.out_proj",
@@ -103,7 +100,7 @@ class TestLayers:
         ]
 
     def test_a_norm_before_the_first_matrix_joins_the_first_layer(self) -> None:
-        assert layers(PreNorm())[0].followers == ("norm.weight", "norm.bias")
+        assert layers(PreNorm())[0].followers == ("norm.weight", "norm.bias", "cls_token")
 
     def test_a_tied_weight_counts_once_where_it_stands_first(self) -> None:
         model = PreNorm()

@@ -13,8 +13,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests import tiny
+from ww_opt.training.late_entry import LateExamples
 from ww_opt.training.layerwise import LayerSettings, labelled, parameter_groups
-from ww_opt.training.run import Checkpoint, Task, constant, cosine, momentum_key, train
+from ww_opt.training.optimizers import momentum_key
+from ww_opt.training.run import Checkpoint, train
+from ww_opt.training.task import Task, constant, cosine
 
 X = torch.linspace(-1, 1, 24).view(24, 1).expand(24, 4) * torch.arange(1.0, 5.0)
 Y = (X[:, 0] > 0).long()
@@ -22,6 +25,10 @@ Y = (X[:, 0] > 0).long()
 
 def build() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
 def shuffled() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -269,6 +276,130 @@ class TestOptimizer:
         assert [group["lr"] for group in groups] == [0.1] * 4
 
 
+class TestAccumulation:
+    def test_two_halves_are_one_batch(self) -> None:
+        halves = [(X[:12], Y[:12]), (X[12:], Y[12:])]
+        whole = make(batches=[(X, Y)], build_model=plain, clip_norm=0.1)
+        split = make(batches=halves, build_model=plain, clip_norm=0.1, accumulate=2)
+        first, second = (run(task, n_steps=4, interval_steps=2) for task in (whole, split))
+        torch.testing.assert_close(weights(first[-1].model), weights(second[-1].model))
+        assert [own.running_loss for own in first] == pytest.approx([own.running_loss for own in second])
+        assert [own.step for own in second] == [2, 4]
+
+    def test_late_entry_counts_optimizer_steps(self) -> None:
+        taken: list[int] = []
+
+        def take(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            taken.append(len(index))
+            return X[index], Y[index]
+
+        late = LateExamples(24, 6, take, lambda model, batch: (model(batch[0]), batch[1]))
+        task = make(late_entry=late, build_model=plain)
+        once = run(replace(task, late_entry=replace(late, batch_size=12)), n_steps=8, interval_steps=8)
+        taken.clear()
+        twice = run(replace(task, accumulate=2), n_steps=8, interval_steps=8)
+        assert [own.step for own in twice[-1].late] == [own.step for own in once[-1].late] == [4, 6, 7]
+        torch.testing.assert_close(weights(once[-1].model), weights(twice[-1].model))
+        assert max(taken) <= 6
+
+
+class TestPrecision:
+    def test_losses_and_logits_are_computed_in_it_and_weights_stay(self) -> None:
+        seen: set[torch.dtype] = set()
+
+        def watched(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            seen.add(model(batch[0]).dtype)
+            return loss(model, batch)
+
+        def logits(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            seen.add(model(batch[0]).dtype)
+            return model(batch[0]), batch[1]
+
+        late = LateExamples(24, 8, lambda index: (X[index], Y[index]), logits)
+        (checkpoint,) = run(make(loss=watched, late_entry=late, amp=torch.bfloat16))
+        assert seen == {torch.bfloat16}
+        assert len(checkpoint.late) == 3
+        assert {parameter.dtype for parameter in checkpoint.model.parameters()} == {torch.float32}
+
+    def test_gradients_of_float16_are_scaled_and_clipped_as_they_are(self) -> None:
+        options = {"optimizer": torch.optim.SGD, "clip_norm": 1e-3, "build_model": plain}
+        start, half = (
+            weights(run(make(**options, amp=amp), n_steps=1, interval_steps=1, settings=LayerSettings(lr=lr))[0].model)
+            for amp, lr in ((None, 1e-30), (torch.float16, 1.0))
+        )
+        assert float((half - start).norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+class TestTheFirstBatch:
+    def test_a_loss_without_a_gradient_is_refused_before_anything_moves(self) -> None:
+        model = build()
+        before = weights(model)
+        task = make(loss=lambda model, batch: loss(model, batch).detach())
+        with pytest.raises(ValueError, match=r"has no gradient: leave out `\.detach"):
+            list(train(model, task, one_group(model), n_steps=3, interval_steps=1))
+        assert torch.equal(weights(model), before)
+
+    def test_devices_that_differ_are_told(self) -> None:
+        class Stubborn(tuple):  # type: ignore[type-arg]
+            def to(self, device: object) -> "Stubborn":
+                return self
+
+        with pytest.raises(ValueError, match="the model is on cpu and the first batch on meta"):
+            run(make(batches=[Stubborn((X.to("meta"), Y.to("meta")))]))
+
+    def test_what_it_is_made_of_is_logged_beside_the_users_error(self, caplog: pytest.LogCaptureFixture) -> None:
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            run(make(batches=[(X[:, :3], Y)]))
+        assert "float32 (24, 3) on cpu, int64 (24,) on cpu" in caplog.text
+
+
+class TestDivergence:
+    def test_an_error_of_a_run_that_diverged_ends_it(self) -> None:
+        def checked(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            logits = model(batch[0])
+            torch.distributions.Normal(logits, 1.0, validate_args=True)  # dynamo switches the default off
+            return (logits**2).mean()
+
+        torch.manual_seed(0)
+        task = make(loss=checked, optimizer=torch.optim.SGD, build_model=plain)
+        *_, last = run(task, n_steps=50, interval_steps=10, settings=LayerSettings(lr=1e30))
+        assert not last.is_finite
+        assert 0 < last.step < 10
+        assert "raised ValueError: " in last.error
+        assert "outputs that are not finite (of a Linear)" in last.error
+
+    def test_so_does_one_at_outputs_that_are_not(self) -> None:
+        calls = 0
+
+        def checked(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            nonlocal calls
+            calls += model.training
+            logits = model(batch[0] * (math.nan if calls >= 3 and model.training else 1.0))
+            if not torch.isfinite(logits).all():
+                raise ArithmeticError("not finite")
+            return nn.functional.cross_entropy(logits, batch[1])
+
+        (last,) = run(make(loss=checked))
+        assert (last.step, last.error) == (
+            2,
+            "raised ArithmeticError: not finite with outputs that are not finite (of a Linear)",
+        )
+
+    @pytest.mark.parametrize("step", [1, 3])
+    def test_any_other_error_is_the_users(self, step: int) -> None:
+        calls = 0
+
+        def broken(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            nonlocal calls
+            calls += model.training
+            if calls == step:
+                raise KeyError("mine")
+            return loss(model, batch)
+
+        with pytest.raises(KeyError, match="mine"):
+            run(make(loss=broken))
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -309,3 +440,16 @@ def test_a_loss_that_is_no_tensor_is_refused() -> None:
     model = tiny.build_model()
     with pytest.raises(TypeError, match=r"scalar tensor, but got float.*item"):
         list(train(model, task, [{"params": list(model.named_parameters()), "lr": 0.1}], n_steps=2, interval_steps=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": ""}, r"Task\.metric must be the name"),
+        ({"metric": 3}, r"Task\.metric must be the name"),
+        ({"higher_is_better": "no"}, r"Task\.higher_is_better must be True or False, but got 'no'"),
+    ],
+)
+def test_a_metric_has_a_name_and_a_direction(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        replace(tiny.TASK, **change)

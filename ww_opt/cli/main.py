@@ -26,8 +26,9 @@ __all__ = ["cli", "main"]
 def cli(context: click.Context) -> None:
     """Tune neural networks without a test set.
 
-    Weight matrices that have learnt look different from random ones. ww-opt trains many short trials, reads the spectra
-    of their weights and searches for the settings of each layer that make them best; no validation data is used.
+    ww-opt trains many short trials and searches for the settings of each layer. Some training examples join late and
+    judge each trial just before they do; no label is lost to validation. The spectra of the weight matrices say which
+    layer is broken, idle or has hardly moved.
 
     \b
     ww-opt run studies/digits.py      search a study's space, log to MLflow, show what was found

@@ -6,16 +6,15 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ww_opt.cli.exit_codes import FAILED, INTERRUPTED, NOTHING_COMPLETED
+from ww_opt.cli.ending import close, draw, finish
+from ww_opt.cli.exit_codes import FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
     import optuna
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from ww_opt.study.study import Observer, Study
     from ww_opt.study.workers import Job
     from ww_opt.tracking.mlflow import MLflowCallback
-
-T = TypeVar("T")
+    from ww_opt.tracking.stores import Trouble
 
 __all__ = ["run"]
 
@@ -38,10 +36,17 @@ __all__ = ["run"]
 )
 @click.option("--study-name", help="Name in the storage. An existing one is gone on with. Default: the study's own.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that share the trials.")
+@click.option(
+    "--catch/--no-catch",
+    default=None,
+    help="Go on after a trial that raises, unless it is the first or the third in a row. Default: the study's own, "
+    "which does unless it says otherwise.",
+)
 @click.option("--seed", type=int, help="Seed of the sampler. Default: the study's own.")
 @click.option(
     "--tracking-uri", help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else sqlite in --directory."
 )
+@click.option("--experiment", default="ww_opt", show_default=True, help="MLflow experiment; made where there is none.")
 @click.option("--no-mlflow", is_flag=True, help="Log nothing to MLflow.")
 @click.option(
     "--directory", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where files go."
@@ -55,30 +60,33 @@ def run(study_file: str, **options: Any) -> None:
     import optuna
 
     from ww_opt.reporting.terminal import command_line
-    from ww_opt.study.study import is_bad_input, open_study
+    from ww_opt.study.faults import is_bad_input
+    from ww_opt.study.study import open_study
     from ww_opt.study.workers import WorkerFailed
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # failures are told below, once
     signal.signal(signal.SIGTERM, _interrupt)
     study, job, tracker = _prepared(study_file, options)
-    host = _checked("--storage", job.storage, lambda: open_study(study, job.storage))
+    host = open_study(study, job.storage)
     go_on = command_line("ww-opt", *sys.argv[1:])
     try:
         _run(study, host, job, options["workers"], tracker)
     except KeyboardInterrupt:
         click.echo(f"\nStopped; what was done is recorded. To go on:\n  {go_on}", err=True)
-        _finish(tracker, host)
+        draw(host, job.directory)
+        finish(tracker, host)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        _finish(tracker, host)
+        finish(tracker, host)
         if is_bad_input(error):
             raise
-        click.echo(str(error) if isinstance(error, WorkerFailed) else traceback.format_exc(), err=True)
-        click.echo(
-            f"A trial failed; what was done is recorded. To go on once the fault is mended:\n  {go_on}", err=True
-        )
+        is_worker = isinstance(error, WorkerFailed)
+        click.echo(str(error) if is_worker else traceback.format_exc(), err=True)
+        what = "The workers died" if is_worker and "died" in str(error) else "A trial failed"
+        mended = f"{what}; what was done is recorded. To go on once the fault is mended:"
+        click.echo(f"{mended}\n  {go_on}", err=True)
         sys.exit(FAILED)
-    sys.exit(_close(study, host, job.directory, tracker))
+    sys.exit(close(study, host, job, tracker))
 
 
 def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLflowCallback | None]:
@@ -89,37 +97,33 @@ def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLf
         raise ValueError(f"`workers >= 1` must hold, but got workers={options['workers']}.")
     given = {"n_trials": options["n_trials"], "timeout": options["timeout"], "seed": options["seed"]}
     changes = {key: value for key, value in {**given, "name": options["study_name"]}.items() if value is not None}
+    if options["catch"] is not None:
+        changes["catch"] = (Exception,) if options["catch"] else ()
     directory: Path = options["directory"]
     storage = options["storage"] or f"sqlite:///{(directory / 'studies.db').as_posix()}"
     job = Job(study_file, storage, directory, changes)
     study = job.study()
-    tracker = None if options["no_mlflow"] else _tracker(options["tracking_uri"], directory)
+    tracker = None if options["no_mlflow"] else _tracker(options, directory)
     directory.mkdir(parents=True, exist_ok=True)
     return study, replace(job, directory=directory / study.name), tracker
 
 
-def _tracker(uri: str | None, directory: Path) -> MLflowCallback:
+def _tracker(options: dict[str, Any], directory: Path) -> MLflowCallback:
     from ww_opt.tracking.mlflow import MLflowCallback
 
-    default = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(directory / 'mlflow.db').resolve().as_posix()}"
-    return MLflowCallback(uri or default)
+    default = f"sqlite:///{(directory / 'mlflow.db').resolve().as_posix()}"
+    uri = options["tracking_uri"] or os.environ.get("MLFLOW_TRACKING_URI") or default
+    return MLflowCallback(uri, options["experiment"], on_trouble=_tell_trouble)
 
 
-def _checked(option: str, value: str, action: Callable[[], T]) -> T:
-    """Run what depends on an outside address; what it raises becomes one line that names the option."""
-    from ww_opt.study.study import is_bad_input
-
-    try:
-        return action()
-    except Exception as error:
-        if is_bad_input(error):
-            raise
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{option} must be a place that can be written, but {value!r} gives: {first_line}") from error
+def _tell_trouble(trouble: Trouble) -> None:
+    text = f"MLflow could not be written, since {trouble.what}. The study goes on; Optuna's storage has its records."
+    click.echo(text if trouble.is_passing else f"{text} To log it, {trouble.remedy}.", err=True)
 
 
 def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: MLflowCallback | None) -> None:
-    from ww_opt.reporting.terminal import Progress
+    from ww_opt.reporting.progress import Progress
+    from ww_opt.study.closing import too_many_parameters
     from ww_opt.study.study import n_finished
     from ww_opt.study.study import run as run_here
     from ww_opt.study.workers import run_workers
@@ -128,54 +132,21 @@ def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: ML
     if done:
         left = "going on from there" if done < study.n_trials else "more with a higher --n-trials"
         click.echo(f"Study {study.name!r} has {done} of {study.n_trials} trials already; {left}.", err=True)
-        if tracker is not None:
+    if many := too_many_parameters(study.objective, study.n_trials):
+        click.echo(many, err=True)
+    if tracker is not None:
+        is_well = tracker.prepare() is None
+        if done and is_well:
             tracker.sync(host)
     n_pruned = sum(trial.state.name == "PRUNED" for trial in host.get_trials(deepcopy=False))
     with Progress(study.name, study.n_trials, n_done=done, n_pruned=n_pruned) as progress:
         observers: list[Observer] = [progress, *([tracker] if tracker is not None else [])]
         if n_workers > 1:
-            run_workers(job, host, n_workers, observers)
+            ended = run_workers(job, host, n_workers, observers)
         else:
-            run_here(study, host, job.directory, observers)
-
-
-def _close(study: Study, host: optuna.Study, directory: Path, tracker: MLflowCallback | None) -> int:
-    """Tell what was found, open the test set, and return the exit code."""
-    from ww_opt.reporting.terminal import accuracy_text, closing_text, mlflow_text
-    from ww_opt.search.records import read
-    from ww_opt.study.closing import closing, open_test_set, train_pick
-    from ww_opt.study.weights_folder import weights_file
-
-    code, again, announce = 0, None, partial(click.echo, err=True)
-    try:
-        result = closing(study, host, repeat=True, announce=announce)
-        if result.pick is not None:
-            again = train_pick(study, host, result.pick, directory, announce)
-    except KeyboardInterrupt:  # the noise of the score stays unknown, the pick as its trial left it
-        result = closing(study, host)
-    settings = read(result.pick, "settings", {}) if result.pick is not None else {}
-    click.echo(f"\n{closing_text(result, settings)}\n")
-    if result.pick is None:
-        code = NOTHING_COMPLETED
-    try:
-        if (accuracy := open_test_set(study, host, directory)) is not None:
-            click.echo(f"{accuracy_text(accuracy)}\n")
-    except Exception:  # the user's own code; what was found stands all the same
-        click.echo(f"{traceback.format_exc()}\nThe test set could not be evaluated; the study is complete.\n", err=True)
-        code = FAILED
-    if again is not None:
-        click.echo(f"Weights of the pick, trained again with all examples from the start: {again}")
-    elif result.pick is not None and (weights := weights_file(directory, result.pick.number)).is_file():
-        click.echo(f"Weights of the pick: {weights}")
-    _finish(tracker, host)
-    if tracker is not None:
-        click.echo(mlflow_text(tracker.uri))
-    return code
-
-
-def _finish(tracker: MLflowCallback | None, host: optuna.Study) -> None:
-    if tracker is not None and (missing := tracker.finish(host)):
-        click.echo(f"{missing} trials are not in MLflow yet; the same command, run again, writes them.", err=True)
+            ended = run_here(study, host, job.directory, observers)
+    if ended:
+        click.echo(f"{ended} {n_finished(host)} of {study.n_trials} trials were run.", err=True)
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

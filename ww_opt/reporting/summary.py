@@ -13,23 +13,25 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import datetime
 from statistics import fmean
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from ww_opt.search import records
+from ww_opt.search.ranking import best, is_interrupted
+from ww_opt.spectral.findings import NARROW, label
 
 __all__ = [
     "LayerTable",
-    "best_of",
     "best_value_at",
     "clean_names",
     "curves",
+    "judged",
     "layer_table",
     "note",
     "parameters",
@@ -66,24 +68,14 @@ def study_id(study: optuna.Study) -> str:
     return _digest(f"{study.study_name}\n{start}")[:16]
 
 
-def best_of(study: optuna.Study, trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
-    """Pick the best complete and feasible trial; ``None`` where there is none or the study has several objectives."""
-    if len(study.directions) > 1:
-        return None
-    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-    feasible = [trial for trial in complete if all(value <= 0.0 for value in trial.constraints.values())]
-    choose = max if study.direction is optuna.study.StudyDirection.MAXIMIZE else min
-    return choose(feasible, key=lambda trial: trial.values[0], default=None)
-
-
 def best_value_at(study: optuna.Study, trials: Iterable[FrozenTrial], trial: FrozenTrial) -> float:
     """Give the best value at the time when ``trial`` ended, however late one asks; NaN where there was no best."""
 
     def end(one: FrozenTrial) -> tuple[datetime, int]:
         return one.datetime_complete or datetime.max, one.number
 
-    best = best_of(study, [one for one in trials if end(one) <= end(trial)])
-    return math.nan if best is None else best.values[0]
+    found = best(study, [one for one in trials if end(one) <= end(trial)])
+    return math.nan if found is None else found.values[0]
 
 
 def clean_names(names: Iterable[str], max_length: int = 250) -> dict[str, str]:
@@ -101,23 +93,18 @@ def clean_names(names: Iterable[str], max_length: int = 250) -> dict[str, str]:
 
 
 def parameters(trial: FrozenTrial) -> dict[str, Any]:
-    """List what was suggested, and as ``settings/<label>/<setting>`` what the layers were trained with."""
-    return {**trial.params, **dict(_flat("settings", records.read(trial, "settings", {})))}
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(f"{name}/{key}", item)
-    elif value is not None:
-        yield name, value
+    """List what a trial was trained with, each value once: what was suggested, and constants as ``<kind>/<label>``."""
+    settings = records.read(trial, "settings", {})
+    used = {f"{kind}/{label}": value for label, own in settings.items() for kind, value in own.items()}
+    return {**{name: value for name, value in used.items() if value is not None}, **trial.params}
 
 
 def curves(trial: FrozenTrial) -> dict[tuple[str, int], float]:
     """Collect the finite points of all curves by (name, step).
 
     ``value`` comes from Optuna's reports too, so trials without records have it; ``final_value`` is the objective.
-    Each column of the layers gives ``mean_<column>`` and, up to 100 layers, ``<column>/<layer>``.
+    Each column of the layers gives ``mean_<column>``, over the layers that the score judges, and, up to 100 layers,
+    ``<column>/<layer>``.
     """
     points: dict[tuple[str, int], float] = {("value", step): value for step, value in trial.intermediate_values.items()}
     for look in records.looks(trial):
@@ -134,11 +121,22 @@ def _at_look(look: records.Look) -> dict[str, float]:
     own["diagnosis_seconds"] = look.seconds
     for column in _LAYER_METRICS:
         by_layer = {layer.name: float(getattr(layer, column)) for layer in look.layers}
-        finite = [value for value in by_layer.values() if math.isfinite(value)]
+        finite = [by_layer[layer.name] for layer in judged(look) if math.isfinite(by_layer[layer.name])]
         own[f"mean_{column}"] = fmean(finite) if finite else math.nan
         if len(by_layer) <= _MAX_LAYERS:
             own |= {f"{column}/{name}": value for name, value in by_layer.items()}
     return own
+
+
+def judged(look: records.Look) -> list[records.LayerRecord]:
+    """Return the layers that the score of the look judges: hidden ones that have a spectrum and are wide enough.
+
+    Records from before there were roles say nothing of them; there the last layer is left out with a head's right.
+    """
+    hidden = [layer for layer in look.layers if layer.role in ("", "HIDDEN")]
+    if len(hidden) > 1 and not any(layer.role for layer in look.layers):
+        hidden = hidden[:-1]
+    return [layer for layer in hidden if layer.n_eigenvalues > 0 and layer.M >= NARROW]
 
 
 def layer_table(trial: FrozenTrial) -> LayerTable:
@@ -154,7 +152,7 @@ def layer_table(trial: FrozenTrial) -> LayerTable:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, tuple):
-        return ", ".join(value)
+        return ", ".join(map(label, value))
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -165,14 +163,14 @@ def note(trial: FrozenTrial, max_length: int) -> str:
         trial: a finished trial.
         max_length: in characters; rows that would go beyond it are left out, and a last line says so.
     """
-    text = f"**{trial.state.name}** {_numbers(trial.values or ())}\n\n{records.reason(trial)}".strip()
+    text = f"**{_state(trial)}** {_numbers(trial.values or ())}\n\n{records.reason(trial)}".strip()
     looks = [look for look in records.looks(trial) if look.layers]
     if looks:
         text += f"\n\nLayers at step {looks[-1].step}:\n\n| layer | {' | '.join(_LAYER_METRICS)} | findings |"
         text += "\n" + "|---" * (len(_LAYER_METRICS) + 2) + "|"
         for layer in looks[-1].layers:
             numbers = " | ".join(_numbers([getattr(layer, column)]) for column in _LAYER_METRICS)
-            row = f"\n| {layer.name} | {numbers} | {', '.join(layer.findings)} |"
+            row = f"\n| {layer.name} | {numbers} | {', '.join(map(label, layer.findings))} |"
             if len(text) + len(row) > max_length - 50:
                 text += "\n\nThe other layers are in `layers.csv`."
                 break
@@ -180,12 +178,16 @@ def note(trial: FrozenTrial, max_length: int) -> str:
     return text[:max_length]
 
 
-def study_note(study: optuna.Study, trials: Iterable[FrozenTrial], best: FrozenTrial | None) -> str:
+def study_note(study: optuna.Study, trials: Iterable[FrozenTrial], leader: FrozenTrial | None) -> str:
     """Tell a study in one line: how its finished trials ended, and the best."""
-    counts = Counter(trial.state.name for trial in trials)
+    counts = Counter(_state(trial) for trial in trials)
     ended = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
-    found = "No best trial yet." if best is None else f"Best: **trial {best.number}**, {_numbers(best.values)}."
+    found = "No best trial yet." if leader is None else f"Best: **trial {leader.number}**, {_numbers(leader.values)}."
     return f"{study.study_name}: {ended}. {found}"
+
+
+def _state(trial: FrozenTrial) -> str:
+    return "INTERRUPTED" if is_interrupted(trial) else trial.state.name
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -2,119 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import optuna
-import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ww_opt.search import records
+from ww_opt.search.report import check_trial, directions, pruned, report, report_late
 from ww_opt.search.space import LayerwiseSpace
-from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.scores import Direction, Score, named_score
-from ww_opt.spectral.scores import score as score_of
-from ww_opt.training.late_entry import Judgement, late_loss
-from ww_opt.training.layerwise import apply_dropout, parameter_groups
-from ww_opt.training.run import Checkpoint, Task, train
+from ww_opt.training.randomness import seeded
+from ww_opt.training.run import Checkpoint, train
+from ww_opt.training.task import Task
 
-__all__ = ["SpectralObjective", "report", "report_late"]
+__all__ = ["SpectralObjective"]
 
-
-def report(
-    trial: optuna.Trial,
-    model: nn.Module,
-    step: int,
-    *,
-    train_loss: float | None = None,
-    n_steps: int = 0,
-    score: str | Score = "default",
-) -> float:
-    """Diagnose a model in training, remember what was seen, report the score, and stop the trial when told to.
-
-    Args:
-        trial: the running trial. Optuna's own pruners and :class:`ww_opt.SpectralPruner` work alike.
-        model: only read.
-        step: steps or epochs done; one report a step.
-        train_loss: training loss so far. Not finite: the trial is pruned at once. Guarded scores use it.
-        n_steps: length of the run, in the unit of ``step``; lets pruners know where half of the run is. At its end they
-            are not asked any more.
-        score: a key of ``SCORES``, or a ``Score``. ``SCORES["default"].guarded()`` adds the training loss, and once
-            :func:`report_late` was called, what late examples said instead.
-
-    Returns:
-        The reported value.
-
-    Raises:
-        optuna.TrialPruned: the pruner says so, or the loss, a weight or the score is not finite. The reason is
-            recorded.
-        ValueError: the score is unknown, or no layer is wide enough to be judged.
-    """
-    chosen = named_score(score)
-    if train_loss is not None and not math.isfinite(train_loss):
-        raise _pruned(trial, step, f"the training loss became {train_loss} at step {step}: training diverged")
-    started = time.perf_counter()
-    diagnosis = diagnose(model)
-    raw = score_of(diagnosis, chosen.unguarded())
-    first_loss = records.read(trial, "first_loss")
-    late = _late(trial)
-    judged_late = late_loss(late) if late else None
-    value = raw
-    if chosen.is_guarded:
-        value = chosen(diagnosis, train_loss=train_loss, first_loss=first_loss, late_loss=judged_late)
-    records.write_look(
-        trial,
-        records.Look(
-            step=step,
-            n_steps=n_steps,
-            value=value,
-            score=raw,
-            train_loss=math.nan if train_loss is None else float(train_loss),
-            seconds=time.perf_counter() - started,
-            late_loss=math.nan if judged_late is None else judged_late,
-            late_accuracy=sum(own.n * own.accuracy for own in late) / sum(own.n for own in late) if late else math.nan,
-            layers=records.layer_records(diagnosis),
-        ),
-    )
-    if not math.isfinite(value):
-        broken = [row.name for row in diagnosis if row.M > 0 and not row.is_analysed]
-        what = f"the weights of {broken} are not finite" if broken else f"the score {chosen.name!r} is {value}"
-        raise _pruned(trial, step, f"{what} at step {step}")
-    trial.report(value, step)
-    # a run at its end has cost all that it can: pruned, it would only be lost to the ranking
-    if not 0 < n_steps <= step and trial.should_prune():
-        pruner = trial.study.pruner
-        explain = getattr(pruner, "explain", None)  # ours has one
-        reason = explain(trial.study.get_trials(deepcopy=False)[trial.number]) if explain else ""
-        raise _pruned(trial, step, reason or f"{type(pruner).__name__} at step {step}")
-    return value
-
-
-def report_late(trial: optuna.Trial, judgements: Sequence[Judgement]) -> None:
-    """Remember what examples that came late have said so far; from now on guarded scores of the trial go by it.
-
-    For a loop of one's own, with :class:`ww_opt.LateEntry`, whose docstring shows one. Call :func:`report` with
-    ``score=SCORES["default"].guarded()``, and return ``score(model, train_loss=..., late_loss=late_loss(judgements))``.
-
-    Args:
-        trial: the running trial.
-        judgements: all of the run so far, each from :func:`ww_opt.judge` on a cohort before it joined.
-    """
-    records.write(trial, late=[asdict(own) for own in judgements])
-
-
-def _late(trial: optuna.Trial) -> list[Judgement]:
-    return [Judgement.from_record(own) for own in records.read(trial, "late", ())]
-
-
-def _pruned(trial: optuna.Trial, step: int, reason: str) -> optuna.TrialPruned:
-    records.write(trial, reason=reason, steps=step)
-    return optuna.TrialPruned(reason)
+_LOG = logging.getLogger(__name__)
+_TURN = threading.RLock()
+_TRAINED: Any = WeakIdKeyDictionary()  # parameters that some trial of this process has trained
 
 
 @dataclass(frozen=True)
@@ -131,8 +45,10 @@ class SpectralObjective:
         guard: ``True``: add the training loss, see :func:`ww_opt.spectral.scores.guard`. ``"late"``: let a few training
             examples join late, and guard by what they say just before (:mod:`ww_opt.training.late_entry`); until then
             by the training loss. Needs ``task.late_entry``.
-        seed: of the initial weights and the order of the data, the same for every trial, so that trials differ in their
-            settings alone.
+        seed: of the global streams of torch, numpy and ``random``, hence of the initial weights and the order of the
+            data, the same for every trial, so that trials differ in their settings alone. The caller's streams are
+            given back. Generators of your own (``torch.Generator``, ``numpy.random.default_rng``) go on from trial to
+            trial unless ``build_model`` or ``batches`` makes them anew. Trials in threads of one process take turns.
         on_trained: called with the trial and the model of every trial that ran to its end.
     """
 
@@ -184,19 +100,23 @@ class SpectralObjective:
         """Run one trial.
 
         Raises:
-            optuna.TrialPruned: see :func:`report`.
+            optuna.TrialPruned: see :func:`ww_opt.report`; or the user's code raised because training had diverged.
+            ValueError: the study has another direction, the model is not fresh, or before the first step
+                (:func:`ww_opt.training.run.train`).
+            TypeError: what ``build_model`` returned is no model, or ``trial`` no trial.
         """
         chosen = named_score(self.score)
+        check_trial(trial)
         _check_direction(trial, self.direction)
         late_entry = self.task.late_entry if self.guard == "late" else None
         task = replace(self.task, late_entry=late_entry, optimizer=_recording(trial, self.task.optimizer))
         value = math.nan
-        with _seeded(self.seed, self.task.device):
+        with _one_at_a_time(), seeded(self.seed, self.task.device):
+            records.begin(trial)
+            records.write(trial, guard=self.guard)
             model = self.task.build_model()
-            settings = self.space.suggest(trial, model)
-            apply_dropout(model, settings, self.space.label)
-            groups = parameter_groups(model, settings, self.space.label)
-            records.write(trial, settings={label: asdict(own) for label, own in settings.items()})
+            _check_fresh(model, self.task.name)
+            groups = self.space.configure(trial, model)
             for checkpoint in train(model, task, groups, n_steps=self.n_steps, interval_steps=self.interval):
                 value = self._look(trial, checkpoint, chosen.guarded() if self.guard else chosen)
             if self.on_trained is not None:
@@ -204,30 +124,57 @@ class SpectralObjective:
         return value
 
     def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, score: Score) -> float:
-        if records.read(trial, "first_loss") is None:
-            records.write(trial, first_loss=checkpoint.first_loss)
+        if checkpoint.error:
+            raise pruned(trial, checkpoint.step, f"training diverged by step {checkpoint.step}: it {checkpoint.error}")
+        records.write(trial, in_nats=checkpoint.in_nats)
         if checkpoint.late:
             report_late(trial, checkpoint.late)
         # the running loss sees a divergence that the few batches of the clean loss may miss
         loss = checkpoint.train_loss if math.isfinite(checkpoint.running_loss) else checkpoint.running_loss
+        first, step = checkpoint.first_loss, checkpoint.step
+        if not math.isfinite(first) and not math.isfinite(loss):
+            raise pruned(
+                trial,
+                step,
+                f"the training loss became {loss} at step {step}, and was {first} before the first one: look for NaN "
+                "or infinite values in the data, in `loss` and in the initial weights",
+            )
         return report(
             trial,
             checkpoint.model,
             checkpoint.step,
             train_loss=loss,
+            first_loss=first if math.isfinite(first) else None,
             n_steps=checkpoint.n_steps,
             score=score,
         )
 
 
 def _check_direction(trial: optuna.Trial, direction: Direction) -> None:
-    host = getattr(trial, "study", None)  # a fixed trial has none
-    found = [own.name.lower() for own in host.directions] if host is not None else [direction]
-    if found != [direction]:
+    found = directions(trial)
+    if found and found != (direction,):
         raise ValueError(
             f"The study must {direction} like its objective, but it was created to {' and '.join(found)}: "
             "`optuna.create_study(direction=objective.direction)`."
         )
+
+
+def _check_fresh(model: object, name: str) -> None:
+    """Refuse a model whose weights an earlier trial trained, wholly or in part."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"`build_model` of task {name!r} must return a model, but it returned a {type(model).__name__}: end it "
+            "with `return model`."
+        )
+    used = [own for own, parameter in model.named_parameters() if parameter.requires_grad and parameter in _TRAINED]
+    if used:
+        raise ValueError(
+            f"`build_model` of task {name!r} must build a fresh model for each trial, but {len(used)} of its weights "
+            f"({', '.join(used[:3])}) were trained in an earlier one, and would go on from there: build it inside "
+            "`build_model`, or return `copy.deepcopy` of it."
+        )
+    for parameter in model.parameters():
+        _TRAINED[parameter] = True
 
 
 def _recording(trial: optuna.Trial, build: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
@@ -242,10 +189,20 @@ def _recording(trial: optuna.Trial, build: Callable[..., Optimizer]) -> Callable
 
 
 @contextmanager
-def _seeded(seed: int, device: str | torch.device) -> Iterator[None]:
-    """Seed torch inside, and give the caller his random stream back."""
-    kind = torch.device(device).type
-    accelerators = [] if kind == "cpu" else [torch.device(device)]
-    with torch.random.fork_rng(devices=accelerators, device_type=kind if accelerators else "cuda"):
-        torch.manual_seed(seed)
+def _one_at_a_time() -> Iterator[None]:
+    """Let the trials of a process take turns: random streams and the modes of torch belong to the whole process."""
+    if not _TURN.acquire(blocking=False):
+        _tell_of_threads()
+        _TURN.acquire()
+    try:
         yield
+    finally:
+        _TURN.release()
+
+
+@cache
+def _tell_of_threads() -> None:
+    _LOG.warning(
+        "Trials of one process take turns, since they share its random streams: `n_jobs` of `study.optimize` gains "
+        "nothing. `ww-opt run --workers N` runs them on N processes."
+    )

@@ -2,6 +2,8 @@
 
 Every look at a running trial is one user attribute, ``ww_opt:look:<step>``; the pruner, MLflow and the closing
 report read these and nothing else, so a study survives a crash and workers on other machines see all of it.
+Optuna copies user attributes to the retry of a failed trial, and whoever enqueues a trial may; so a record names its
+trial, ``ww_opt:of_trial``, and what another trial remembers is not read, and is cleared by the first own record.
 This module imports neither torch nor anything that does: records are read where no model is.
 """
 
@@ -12,21 +14,43 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import optuna
+
+from ww_opt.spectral.findings import current_name
 
 if TYPE_CHECKING:
     from ww_opt.spectral.rows import LayerDiagnostics
 
-__all__ = ["LayerRecord", "Look", "layer_records", "looks", "read", "reason", "write", "write_look"]
+__all__ = [
+    "LayerRecord",
+    "Look",
+    "begin",
+    "last_step",
+    "layer_records",
+    "looks",
+    "own_attributes",
+    "read",
+    "reason",
+    "shapes",
+    "write",
+    "write_look",
+]
 
 _PREFIX = "ww_opt:"
 _LOOK = f"{_PREFIX}look:"
+_TRIAL = f"{_PREFIX}of_trial"
+_ENDED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+_OWN: WeakSet[optuna.Trial] = WeakSet()  # reading all attributes before each record would take its time
 
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One layer at one look: the columns of the diagnosis that others act on. NaN: not fitted."""
+    """One layer at one look: the columns of the diagnosis that others act on. NaN: not fitted.
+
+    ``role`` is the name of a :class:`ww_opt.spectral.findings.Role`; empty in records from before there were roles.
+    """
 
     name: str
     N: int
@@ -42,6 +66,7 @@ class LayerRecord:
     stable_rank: float
     spectral_norm: float
     findings: tuple[str, ...] = ()
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,10 +91,12 @@ class Look:
 
 def layer_records(rows: Iterable[LayerDiagnostics]) -> tuple[LayerRecord, ...]:
     """Reduce the rows of a diagnosis to what is remembered."""
-    names = [item.name for item in fields(LayerRecord) if item.name != "findings"]
+    names = [item.name for item in fields(LayerRecord) if item.name not in ("findings", "role")]
     return tuple(
         LayerRecord(
-            **{name: getattr(row, name) for name in names}, findings=tuple(finding.name for finding in row.findings)
+            **{name: getattr(row, name) for name in names},
+            findings=tuple(finding.name for finding in row.findings),
+            role=row.role.name,
         )
         for row in rows
     )
@@ -77,18 +104,21 @@ def layer_records(rows: Iterable[LayerDiagnostics]) -> tuple[LayerRecord, ...]:
 
 def write(trial: optuna.Trial, /, **values: Any) -> None:
     """Remember named JSON values with a trial; NaN and infinity become ``null``."""
+    _make_own(trial)
     for name, value in values.items():
         trial.set_user_attr(_PREFIX + name, _to_json(value))
 
 
 def write_look(trial: optuna.Trial, look: Look) -> None:
     """Remember one look; a second one at the same step replaces the first."""
+    _make_own(trial)
     trial.set_user_attr(f"{_LOOK}{look.step}", _to_json(asdict(look)))
 
 
 def read(trial: optuna.trial.FrozenTrial | optuna.Trial, name: str, default: Any = None) -> Any:
-    """Read back a value written by :func:`write`."""
-    return trial.user_attrs.get(_PREFIX + name, default)
+    """Read back a value written by :func:`write`; ``default`` where there is none, or it was no number."""
+    found = own_attributes(trial).get(_PREFIX + name)
+    return default if found is None else found
 
 
 def reason(trial: optuna.trial.FrozenTrial | optuna.Trial) -> str:
@@ -98,8 +128,56 @@ def reason(trial: optuna.trial.FrozenTrial | optuna.Trial) -> str:
 
 def looks(trial: optuna.trial.FrozenTrial | optuna.Trial) -> tuple[Look, ...]:
     """Read back all looks at a trial, by step."""
-    found = [_from_json(value) for key, value in trial.user_attrs.items() if key.startswith(_LOOK)]
+    found = [_from_json(value) for key, value in own_attributes(trial).items() if key.startswith(_LOOK)]
     return tuple(sorted(found, key=lambda look: look.step))
+
+
+def last_step(trial: optuna.trial.FrozenTrial | optuna.Trial) -> int | None:
+    """Return the step of the last look; ``None`` before the first."""
+    steps = (int(key.removeprefix(_LOOK)) for key in own_attributes(trial) if key.startswith(_LOOK))
+    return max(steps, default=None)
+
+
+def own_attributes(trial: optuna.trial.FrozenTrial | optuna.Trial) -> dict[str, Any]:
+    """The user attributes of this trial itself: without records that were copied from another one before it ran."""
+    attributes = {key: value for key, value in trial.user_attrs.items() if value is not None}
+    is_own = attributes.get(_TRIAL, trial.number) == trial.number
+    # what ran to its end wrote records of its own, or was added with all that it remembers
+    if is_own or getattr(trial, "state", None) in _ENDED:
+        return attributes
+    return {key: value for key, value in attributes.items() if not key.startswith(_PREFIX)}
+
+
+def begin(trial: optuna.Trial) -> None:
+    """Clear what was copied from another trial, and put this one's number on the records to come."""
+    for key, value in trial.user_attrs.items():
+        if key.startswith(_PREFIX) and value is not None:
+            trial.set_user_attr(key, None)  # Optuna cannot remove any
+    trial.set_user_attr(_TRIAL, trial.number)
+    if isinstance(trial, optuna.Trial):
+        _OWN.add(trial)
+
+
+def _make_own(trial: optuna.Trial) -> None:
+    if isinstance(trial, optuna.Trial) and trial in _OWN:
+        return
+    mark = trial.user_attrs.get(_TRIAL)
+    if mark is None:
+        trial.set_user_attr(_TRIAL, trial.number)
+    elif mark != trial.number:
+        begin(trial)
+    if isinstance(trial, optuna.Trial):
+        _OWN.add(trial)
+
+
+def shapes(trial: optuna.trial.FrozenTrial | optuna.Trial) -> tuple[tuple[str, int, int], ...] | None:
+    """Name, N and M of every layer at the last look; ``None`` without one. Quicker than :func:`looks`."""
+    attributes = own_attributes(trial)
+    keys = [key for key in attributes if key.startswith(_LOOK)]
+    if not keys:
+        return None
+    last = attributes[max(keys, key=lambda key: int(key.removeprefix(_LOOK)))]
+    return tuple((layer["name"], layer["N"], layer["M"]) for layer in last["layers"])
 
 
 def _to_json(value: Any) -> Any:
@@ -122,7 +200,7 @@ def _from_json(value: Mapping[str, Any]) -> Look:
     return Look(
         **_floats(Look, own),
         layers=tuple(
-            LayerRecord(**{**_floats(LayerRecord, layer), "findings": tuple(layer["findings"])})
+            LayerRecord(**{**_floats(LayerRecord, layer), "findings": tuple(map(current_name, layer["findings"]))})
             for layer in layer_values
         ),
     )

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import TypeAlias
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeAlias
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from torch import nn
 
-from ww_opt.training.layerwise import Label, Layer, LayerSettings, by_layer, labelled
+from ww_opt.search import records
+from ww_opt.training.description import description
+from ww_opt.training.labels import Label, by_layer
+from ww_opt.training.layerwise import Layer, LayerSettings, apply_dropout, labelled, parameter_groups
 
 Single: TypeAlias = FloatDistribution | IntDistribution | float
 Choice: TypeAlias = Single | Mapping[str, Single] | None
 
-__all__ = ["Choice", "LayerwiseSpace"]
+__all__ = ["Choice", "LayerwiseSpace", "crowding"]
 
 _KINDS = tuple(field.name for field in fields(LayerSettings))
 
@@ -28,15 +31,17 @@ class LayerwiseSpace:
     Each setting is a distribution (one parameter ``<setting>/<label>`` per label), a number (a constant: no
     parameter), a mapping from label to either, or ``None`` (the optimizer's or the model's own value).
 
-    No dimension is dead: dropout is suggested only where the model has one, and a distribution that can take a
-    single value is a constant.
+    No dimension is dead: dropout is suggested only where the model has one, weight decay only where something is
+    decayed, and a distribution that can take a single value is a constant.
 
     Args:
         lr: learning rate, > 0.
-        weight_decay: >= 0; acts on weights of two or more dimensions, never on biases and norm parameters.
+        weight_decay: >= 0; acts on matrices of layers, never on biases, norm parameters, tokens and position tables,
+            nor on what the model exempts itself (``no_weight_decay()``, ``parameter._no_weight_decay``).
         dropout: probability of dropping a unit, in [0, 1].
         momentum: in [0, 1); SGD's momentum or Adam's first beta.
-        label: layer name -> label: ``by_layer`` (default), ``by_block()``, ``tied`` or your own function.
+        label: layer name -> label: ``by_layer`` (default), ``by_depth``, ``by_kind``, ``by_block()``, ``by_prefix()``,
+            ``tied`` or your own function. :meth:`describe` shows what it makes of a model.
 
     Raises:
         TypeError: a setting is neither a distribution nor a number nor a mapping.
@@ -85,13 +90,30 @@ class LayerwiseSpace:
             for label, members in self._groups(model).items()
         }
 
+    def configure(self, trial: optuna.trial.BaseTrial, model: nn.Module) -> list[dict[str, Any]]:
+        """Suggest settings, set the model's dropout in place, and return parameter groups for its optimizer.
+
+        The settings are remembered with the trial, constants too. Groups hold ``momentum`` under that name, as SGD
+        takes it; :meth:`ww_opt.Run.optimizer` translates it for Adam and refuses what acts on nothing.
+
+        Raises:
+            ValueError: as in :meth:`suggest`.
+        """
+        settings = self.suggest(trial, model)
+        apply_dropout(model, settings, self.label)
+        groups = parameter_groups(model, settings, self.label)
+        records.write(trial, settings={label: asdict(own) for label, own in settings.items()})  # type: ignore[arg-type]
+        return groups
+
+    def describe(self, model: nn.Module) -> str:
+        """Return a table of what belongs together: label, layer, kind, weights, what is not decayed, dropout."""
+        return description(model, self.label)
+
     def _choice(self, kind: str, label: str, members: tuple[Layer, ...]) -> Single | None:
         choice: Choice = getattr(self, kind)
         if isinstance(choice, Mapping):
             return choice.get(label)
-        if kind == "dropout" and not _has_dropout(members):
-            return None
-        return choice
+        return choice if _acts(kind, members) else None
 
     def _groups(self, model: nn.Module) -> dict[str, tuple[Layer, ...]]:
         """Group the layers by label, and check that every setting acts on something."""
@@ -103,7 +125,7 @@ class LayerwiseSpace:
                     f"`{kind}` may only name labels of the model, but got {sorted(choice)}; "
                     f"labels of the model: {sorted(groups)}."
                 )
-        with_dropout = [label for label, members in groups.items() if _has_dropout(members)]
+        with_dropout = [label for label, members in groups.items() if _acts("dropout", members)]
         if isinstance(self.dropout, Mapping) and not set(self.dropout) <= set(with_dropout):
             raise ValueError(
                 f"`dropout` may only name labels with a dropout module, but got {sorted(self.dropout)}; "
@@ -114,11 +136,31 @@ class LayerwiseSpace:
                 "Dropout is in the space, but the model has no dropout module: add one, call "
                 "`ww_opt.add_dropout(model, names)` in `build_model`, or leave dropout out."
             )
+        with_decay = [label for label, members in groups.items() if _acts("weight_decay", members)]
+        if isinstance(self.weight_decay, Mapping) and not set(self.weight_decay) <= set(with_decay):
+            raise ValueError(
+                f"`weight_decay` may only name labels with a weight that is decayed, but got "
+                f"{sorted(self.weight_decay)}; labels with one: {sorted(with_decay)}."
+            )
         return groups
 
 
-def _has_dropout(members: tuple[Layer, ...]) -> bool:
-    return any(layer.dropouts for layer in members)
+def crowding(space: LayerwiseSpace, model: nn.Module, n_trials: int) -> str:
+    """Say that a search has more parameters than trials; empty where it has not."""
+    n = len(space.parameters(model))
+    if n <= n_trials:
+        return ""
+    return (
+        f"{n} parameters are searched in {n_trials} trials: with fewer trials than parameters a search knows little "
+        "more than chance. Share settings between layers (`label=by_depth`, `by_kind` or `tied`), or run more trials."
+    )
+
+
+def _acts(kind: str, members: tuple[Layer, ...]) -> bool:
+    """Whether a setting of this kind acts on anything in these layers."""
+    if kind == "dropout":
+        return any(layer.dropouts for layer in members)
+    return kind != "weight_decay" or any(layer.weights for layer in members)
 
 
 def _value(trial: optuna.trial.BaseTrial, name: str, choice: Single | None) -> float | None:

@@ -4,8 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ww_opt.spectral.advice import Suggestion as Suggestion
+    from ww_opt.spectral.advice import suggestions as suggestions
     from ww_opt.spectral.diagnostics import diagnose as diagnose
     from ww_opt.spectral.findings import Finding as Finding
+    from ww_opt.spectral.findings import Role as Role
     from ww_opt.spectral.findings import Status as Status
     from ww_opt.spectral.measuring.fits import PowerLawFit as PowerLawFit
     from ww_opt.spectral.measuring.fits import fit_power_law as fit_power_law
@@ -20,12 +23,15 @@ _HOME = {
     "Finding": "findings",
     "LayerDiagnostics": "rows",
     "PowerLawFit": "measuring.fits",
+    "Role": "findings",
     "SCORES": "scores",
     "Score": "scores",
     "Status": "findings",
+    "Suggestion": "advice",
     "diagnose": "diagnostics",
     "fit_power_law": "measuring.fits",
     "score": "scores",
+    "suggestions": "advice",
 }
 
 __all__ = list(_HOME)

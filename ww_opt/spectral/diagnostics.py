@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ww_opt.spectral.findings import NARROW, Finding, Status
+from ww_opt.spectral.findings import Finding, Status, agreed
 from ww_opt.spectral.measuring.fits import PowerLawFit, fit_power_laws
 from ww_opt.spectral.measuring.measure import Measured, Options, measure
 from ww_opt.spectral.measuring.schedule import Memory, fingerprint, in_batches, in_parallel, n_bytes
 from ww_opt.spectral.measuring.spectra import release
 from ww_opt.spectral.measuring.weightwatcher import frame_columns
-from ww_opt.spectral.reading.weights import LayerWeight, Source, named_weights
+from ww_opt.spectral.reading.roles import Unsettled, settle
+from ww_opt.spectral.reading.weights import LayerWeight, Source, read
 from ww_opt.spectral.rows import Convention, Diagnosis, LayerDiagnostics
+from ww_opt.spectral.rules import with_findings
 
-__all__ = ["COLLAPSED", "diagnose"]
+__all__ = ["diagnose"]
 
-COLLAPSED = 0.1
-"""Share of the null's effective rank under which a layer counts as collapsed. A quarter, tried first, flagged 25 of 330
-half-trained runs of the evidence, the best run of one task among them; a tenth flagged one, and that was a bad one."""
-UNEVEN = 5.0
-"""Excess, times the root of the number of entries, under which a layer without spikes is random: noise has a mean of
-0 and a spread of 0.7 to 1.8, unequal rows and a shifted mean included. Of the 15 layers of two public ResNets that show
-no spike, 12 lie above."""
-THINNED = 0.35
-"""Share of the null's effective rank under which a layer that is small beside the others counts as shrunk."""
 XMIN_SEARCH = 1.2
 """Factor by which the search for xmin widens the spread of alpha: on exact Pareto samples, n = 50-1000 and alpha 2-4.5,
 68 % of the draws lie within 1.08-1.30 of the plain sigma, 95 % within 2.07-2.37."""
@@ -68,10 +60,12 @@ def diagnose(
     options = Options(convention, randomize, mp_fit, erg, seed)
     known, whole = _MEMORY.of(source), fingerprint(source)
     if whole is not None and known.get(options, (None, None))[0] == whole:
-        return Diagnosis(known[options][1], convention)
-    rows = _rows(named_weights(source), options, known, n_bytes(source))
-    known[options] = (whole, rows)
-    return Diagnosis(rows, convention)
+        return Diagnosis(known[options][1], convention, known[options][2])
+    reading = read(source)
+    rows, note = _rows(reading.weights, options, known, n_bytes(source))
+    note = "; ".join(filter(None, (f"read from the checkpoint's {reading.where}" if reading.where else "", note)))
+    known[options] = (whole, rows, note)
+    return Diagnosis(rows, convention, note)
 
 
 _MEMORY = Memory()
@@ -79,20 +73,22 @@ _MEMORY = Memory()
 
 def _rows(
     weights: Iterable[LayerWeight], options: Options, known: dict[object, Any], total: int | None
-) -> tuple[LayerDiagnostics, ...]:
-    """Measure what is not known yet, layers in parallel, and fit all of it together."""
+) -> tuple[tuple[LayerDiagnostics, ...], str]:
+    """Measure what is not known yet, layers in parallel, fit all of it together, and say what each layer is."""
     generator = np.random.RandomState(options.seed)
     # layers that share one stream of random numbers depend on their neighbours: one after the other, none left out
     shares_stream = options.randomize and options.convention == "weightwatcher"
     rows: list[LayerDiagnostics | None] = []
-    versions: list[tuple[object, ...] | None] = []
+    listed: list[LayerWeight] = []
+    unsettled: list[Unsettled] = []
 
     def unknown() -> Iterator[tuple[int, LayerWeight]]:
         for place, weight in enumerate(weights):
             version, row = known.get((options, weight.name), (None, None))
-            is_known = isinstance(row, LayerDiagnostics) and version == weight.version and not shares_stream
+            is_known = isinstance(row, LayerDiagnostics) and version == _version(weight) and not shares_stream
             rows.append(row if is_known else None)
-            versions.append(weight.version)
+            listed.append(replace(weight, matrices=None, version=_version(weight)))
+            unsettled.append(Unsettled(weight.kind, weight.role, _width(weight), weight.facts))
             if not is_known:
                 yield place, weight
 
@@ -110,39 +106,27 @@ def _rows(
     fits = iter(fit_power_laws([sample for _, item in measured for sample in item.samples]))
     for place, item in measured:
         row = _row(item, [next(fits) for _ in item.samples], options.convention)
-        if versions[place] is not None:
-            known[(options, row.name)] = (versions[place], row)
+        if listed[place].version is not None:
+            known[(options, row.name)] = (listed[place].version, row)
         rows[place] = row
-    whole = tuple(row for row in rows if row is not None)
-    return _beside_others(whole) if options.convention == "default" else whole
+    settled = settle(unsettled)
+    whole = []
+    complete = [row for row in rows if row is not None]
+    for row, weight, verdict in zip(complete, listed, settled.verdicts, strict=True):
+        note = "; ".join(text for text in (weight.note, verdict.note) if text)
+        is_same = (row.role, row.note, row.parameter) == (verdict.role, note, weight.parameter)
+        whole.append(row if is_same else replace(row, role=verdict.role, note=note, parameter=weight.parameter))
+    return with_findings(whole) if options.convention == "default" else tuple(whole), settled.note
 
 
-def _beside_others(rows: tuple[LayerDiagnostics, ...]) -> tuple[LayerDiagnostics, ...]:
-    """Add what follows from a layer's scale beside that of the others of its model.
-
-    Scales are compared inside a model alone: what is usual depends on the initialisation and on norm layers. The first
-    and the last layers of healthy models differ by factors up to three.
-    """
-    scales = [_scale(row) for row in rows]
-    known = {place: scale for place, scale in enumerate(scales) if scale > 0}
-    if len(known) < 3:
-        return rows
-    result, usual = list(rows), statistics.median(known.values())
-    for place, scale in known.items():
-        row, ratio = rows[place], scale / usual
-        thinned = row.effective_rank < THINNED * row.null_effective_rank
-        odd = [Finding.OVERGROWN] if ratio > 4 else [Finding.SHRUNK] if ratio < 0.2 or (ratio < 0.5 and thinned) else []
-        if odd and row.M >= NARROW:
-            own = tuple(finding for finding in row.findings if finding is not Finding.HEALTHY)
-            result[place] = replace(row, findings=(*own, *odd))
-    return tuple(result)
+def _version(weight: LayerWeight) -> tuple[object, ...] | None:
+    """What a row is known again by: the numbers, and how they were cut into matrices."""
+    own = weight.matrices
+    return None if weight.version is None or own is None else (weight.version, weight.kind, tuple(own.shape))
 
 
-def _scale(row: LayerDiagnostics) -> float:
-    """Root mean square of the entries in units of Xavier's initialisation; 0 for what is no layer with a fan."""
-    if not row.is_analysed or row.kind in ("embedding", "parameter", "lora"):
-        return 0.0
-    return row.frobenius_norm / math.sqrt(row.N * row.M) * math.sqrt((row.N + row.M) / 2)
+def _width(weight: LayerWeight) -> int:
+    return 0 if weight.matrices is None else min(weight.matrices.shape[1:])
 
 
 def _alike(weight: LayerWeight) -> Hashable:
@@ -164,7 +148,7 @@ def _row(item: Measured, fits: list[PowerLawFit], convention: Convention) -> Lay
     row = LayerDiagnostics(**item.columns, **fitted)
     if convention == "weightwatcher":
         return replace(row, findings=_findings_of_alpha(row), extra=frame_columns(row))
-    return replace(row, findings=_findings(row))
+    return with_findings((row,))[0]
 
 
 def _fit_columns(item: Measured, fits: list[PowerLawFit], convention: Convention) -> dict[str, Any]:
@@ -198,29 +182,4 @@ def _findings_of_alpha(row: LayerDiagnostics) -> tuple[Finding, ...]:
     found = [Finding.UNDER_TRAINED] if row.alpha > 6 else [Finding.HEAVY_TAIL] if row.alpha < 2 else []
     if row.extra.get("num_traps", 0) > 0:
         found.append(Finding.TRAP)
-    return tuple(found) or (Finding.HEALTHY,)
-
-
-def _findings(row: LayerDiagnostics) -> tuple[Finding, ...]:
-    """What follows from a row's numbers."""
-    found: list[Finding] = []
-    fitted = not math.isnan(row.alpha)
-    dead = row.rank_loss > row.n_eigenvalues // 2 or row.effective_rank < COLLAPSED * row.null_effective_rank
-    if not fitted:
-        found.append(Finding.NOT_FITTED)
-    if row.M < NARROW:
-        found.append(Finding.TOO_SMALL)
-    elif fitted:
-        if row.spikes == 0 and row.excess < UNEVEN / math.sqrt(row.n_matrices * row.N * row.M):
-            found.append(Finding.RANDOM)
-        elif row.alpha > 6:
-            found.append(Finding.UNDER_TRAINED)
-        elif row.alpha < 2:
-            found.append(Finding.OVER_TRAINED if row.traps or dead else Finding.HEAVY_TAIL)
-    if row.traps:
-        found.append(Finding.TRAP)
-    if dead and row.M >= 8:
-        found.append(Finding.RANK_COLLAPSE)
-    if row.levels:
-        found.append(Finding.QUANTISED)
-    return tuple(found) or (Finding.HEALTHY,)
+    return agreed(found)

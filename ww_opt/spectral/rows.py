@@ -1,19 +1,19 @@
-"""What a diagnosis says: one row per layer."""
+"""What a diagnosis says: one row per layer, what of it is judged, and why where nothing is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from ww_opt.spectral.findings import Finding
+from ww_opt.spectral.findings import NARROW, Finding, Role
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Convention = Literal["default", "weightwatcher"]
 
-__all__ = ["Convention", "Diagnosis", "LayerDiagnostics"]
+__all__ = ["Convention", "Diagnosis", "LayerDiagnostics", "why_not_judged"]
 
 _NAN = float("nan")
 
@@ -43,6 +43,9 @@ class LayerDiagnostics:
         log_norm, log_spectral_norm, log_alpha_norm: log10 of the sum of the eigenvalues, of the largest, of
             the sum of ``eigenvalue^alpha``.
         alpha_hat: ``alpha * log10(largest eigenvalue)``.
+        normed: whether a norm (batch, layer, group, instance, RMS) follows and takes the layer's scale back; ``None``
+            where that is not known.
+        role: what the weight is in its network: hidden layers alone are in the score.
         findings: what follows from all this.
         note: what a reader should know: tied, dequantised, merged.
         extra: further columns: those asked for, and WeightWatcher's own in its convention.
@@ -79,6 +82,8 @@ class LayerDiagnostics:
     log_spectral_norm: float = _NAN
     log_alpha_norm: float = _NAN
     alpha_hat: float = _NAN
+    normed: bool | None = None
+    role: Role = Role.HIDDEN
     findings: tuple[Finding, ...] = ()
     note: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -94,13 +99,36 @@ class LayerDiagnostics:
         """Whether the layer has a spectrum."""
         return self.n_eigenvalues > 0
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether the score looks at the layer."""
+        return self.role is Role.HIDDEN and self.is_analysed and self.M >= NARROW
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it holds NaN or infinity, put there by training; a mask may well hold them."""
+        return self.M > 0 and not self.is_analysed and self.role not in (Role.TABLE, Role.UNSURE)
+
+    @property
+    def in_score(self) -> str:
+        """``yes``, or ``no`` and the reason."""
+        if self.role is not Role.HIDDEN:
+            return f"no: {self.role.value}"
+        if not self.is_analysed:
+            return f"no: {self.fit_status}"
+        return "yes" if self.is_judged else f"no: under {NARROW} wide"
+
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The rows of a model, in its order; iterates over them."""
+    """The rows of a model, in its order; iterates over them.
+
+    ``note`` says what concerns them all: where in a file they were read, and that the output layer cannot be told.
+    """
 
     rows: tuple[LayerDiagnostics, ...]
     convention: Convention = "default"
+    note: str = ""
 
     def __iter__(self) -> Iterator[LayerDiagnostics]:
         return iter(self.rows)
@@ -109,14 +137,22 @@ class Diagnosis:
         return len(self.rows)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the rows as plain dicts, one key per column; ``finding`` in words, further columns at the end.
+        """Return the rows as plain dicts, one key per column; further columns at the end.
 
+        ``role`` is given by its name, ``in_score`` and ``finding`` in words.
         Where a further column has the name of one of ours (``spectral_norm``, squared in WeightWatcher's tables), it
         stands instead.
         """
-        names = [item.name for item in fields(LayerDiagnostics) if item.name not in ("findings", "extra")]
+        names = [item.name for item in fields(LayerDiagnostics) if item.name not in ("role", "findings", "extra")]
         return [
-            {**{name: getattr(row, name) for name in names}, "finding": row.finding, **row.extra} for row in self.rows
+            {
+                **{name: getattr(row, name) for name in names},
+                "role": row.role.name,
+                "in_score": row.in_score,
+                "finding": row.finding,
+                **row.extra,
+            }
+            for row in self.rows
         ]
 
     def to_frame(self) -> pd.DataFrame:
@@ -124,3 +160,36 @@ class Diagnosis:
         import pandas as pd
 
         return pd.DataFrame(self.records())
+
+
+def why_not_judged(rows: Sequence[LayerDiagnostics]) -> str:
+    """Why no score can be given, and the remedy; empty where one can."""
+    adapters = [row for row in rows if row.role is Role.ADAPTER]
+    others = [row.name for row in rows if row.role is not Role.ADAPTER]
+    if adapters and not any(row.name.startswith(f"{name}.") for row in adapters for name in others):
+        return (
+            f"Adapters alone cannot be scored: {len(adapters)} of {len(rows)} weights are parts of adapters, and what "
+            "they change is not there. Give the merged model (`merge_and_unload()`)."
+        )
+    if any(row.is_judged for row in rows) or any(row.is_broken for row in rows):
+        return ""
+    needed = f"A score needs a hidden weight matrix at least {NARROW} wide, but"
+    hidden = [row for row in rows if row.role is Role.HIDDEN]
+    read = [row for row in hidden if row.is_analysed]
+    # what may be a layer first, then what is one, then what is surely none
+    widest = max(rows, key=lambda row: (row.role is Role.UNSURE, row.M))
+    if widest.M < NARROW or (widest.role is not Role.UNSURE and hidden):
+        if read:
+            return (
+                f"{needed} the widest of {len(hidden)} hidden layers has {max(row.M for row in read)}: wider layers "
+                "can be judged, these cannot."
+            )
+        if hidden:
+            what = f"{hidden[0].name} is {hidden[0].fit_status}"
+            return f"{needed} none of {len(hidden)} hidden layers could be read: {what}."
+    why = "; ".join(text for text in (widest.role.value, widest.note) if text)
+    remedy = {
+        Role.UNSURE: "pass the model itself, adapters merged, with the matrix as the `weight` of a module of its own",
+        Role.TABLE: "keep the matrix as the `weight` of a module of its own, such as `nn.Linear`",
+    }.get(widest.role, "a network without hidden layers cannot be judged")
+    return f"{needed} none of {len(rows)} weights is sure to be one; the widest, {widest.name}, is {why}: {remedy}."

@@ -1,8 +1,9 @@
 """Rows -> one number with a direction.
 
-A score looks at the *judged* layers: hidden weight matrices at least 32 wide. The last linear layer (the head) and
-embeddings are left out, since their spectra follow the number of classes and the frequencies of tokens. The default
-score also asks how far the network as a whole passes its signal on; there the head counts.
+A score looks at the *judged* layers: hidden weight matrices at least 32 wide (a row's role says what it is). Output
+layers and embeddings are left out, since their spectra follow the number of classes and the frequencies of tokens; so
+is what no layer multiplies with, what is not used, what is frozen, and what is unsure. The default score also asks how
+far the network as a whole passes its signal on; there output layers count.
 """
 
 from __future__ import annotations
@@ -15,19 +16,30 @@ from typing import Literal
 
 import numpy as np
 
-from ww_opt.spectral.diagnostics import COLLAPSED, diagnose
-from ww_opt.spectral.findings import NARROW
+from ww_opt.spectral.diagnostics import diagnose
+from ww_opt.spectral.findings import Role
+from ww_opt.spectral.guards import guard, late_guard
 from ww_opt.spectral.reading.weights import Source
-from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
+from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics, why_not_judged
+from ww_opt.spectral.rules import COLLAPSED
 
 Direction = Literal["minimize", "maximize"]
 Rows = Sequence[LayerDiagnostics]
 
-__all__ = ["FORMULA", "LATE_SHARE", "SCORES", "Score", "guard", "judged", "named_score", "network_gain", "score"]
+__all__ = [
+    "FORMULA",
+    "LATE_SHARE",
+    "SCORES",
+    "Score",
+    "guard",
+    "judged",
+    "named_score",
+    "network_gain",
+    "score",
+]
 
-FORMULA = 3
+FORMULA = 4
 """Number of the formulas below: values of another number are not ranked with these."""
-_NOT_HIDDEN = ("embedding", "lora")
 _NAN = float("nan")
 
 
@@ -51,6 +63,7 @@ class Score:
         train_loss: float | None = None,
         first_loss: float | None = None,
         late_loss: float | None = None,
+        in_nats: bool | None = None,
     ) -> float:
         """Return the score; a guarded one needs the training loss, and prefers the loss on examples that came late.
 
@@ -59,20 +72,31 @@ class Score:
             train_loss: mean training loss, in the loss's own unit; only used by guarded scores.
             first_loss: the same before training, which is what chance gives; sets the guard's floor.
             late_loss: as from :func:`ww_opt.late_loss`; then the score counts for ``LATE_SHARE`` beside it.
+            in_nats: whether the loss that guards (the late one where there is one) is a cross-entropy. Others are
+                taken by :func:`ww_opt.spectral.guards.relative_loss`, so that their unit does not matter. ``None``: as
+                what :func:`ww_opt.late_loss` returned knows of itself, else it is one.
+
+        A guarded score of a network without a judged layer is what the guard says, alone.
 
         Raises:
-            ValueError: the score is guarded and ``train_loss`` is missing.
+            ValueError: the score is guarded and ``train_loss`` is missing, or ``first_loss`` is and the late loss is
+                not in nats.
         """
         rows = tuple(diagnosis)
-        value = _NAN if any(_is_broken(row) for row in rows) else self.function(rows)
+        is_broken = any(row.is_broken for row in rows)
+        value = _NAN if is_broken else self.function(rows)
         if not self.is_guarded:
             return value
         if train_loss is None:
             raise ValueError(f"Score {self.name!r} needs the training loss, but got None: pass `train_loss=`.")
         sign = 1.0 if self.direction == "minimize" else -1.0
+        if in_nats is None:
+            in_nats = bool(getattr(late_loss, "in_nats", True))
+        if math.isnan(value) and not is_broken and not judged(rows):
+            value = 0.0  # too narrow for spectra, as every trial of this shape is
         if late_loss is None or not math.isfinite(train_loss):
-            return value + sign * guard(train_loss, first_loss)
-        return LATE_SHARE * value + sign * (late_loss - _reference(first_loss))
+            return value + sign * guard(train_loss, first_loss, in_nats=in_nats)
+        return LATE_SHARE * value + sign * late_guard(late_loss, first_loss, in_nats=in_nats)
 
     def guarded(self) -> Score:
         """Return the same score with the training-loss guard of :func:`guard`."""
@@ -83,43 +107,14 @@ class Score:
         return replace(self, is_guarded=False)
 
 
-def _is_broken(row: LayerDiagnostics) -> bool:
-    return row.M > 0 and not row.is_analysed
-
-
 def judged(rows: Iterable[LayerDiagnostics]) -> Rows:
     """Return the rows that a score looks at; see the module's first lines."""
-    hidden = [row for row in rows if row.kind not in _NOT_HIDDEN]
-    # the head is the last layer even where it is a vector and has no spectrum
-    if len(hidden) > 1 and hidden[-1].kind == "linear":
-        hidden = hidden[:-1]
-    return tuple(row for row in hidden if row.is_analysed and row.M >= NARROW)
-
-
-FLOOR = 0.5
-"""Share of the first loss under which a smaller training loss earns nothing. What lies below may be wrong labels learnt
-by heart: with a floor of 5 % the guard turns the ranking round where 40 % of the labels are wrong (Spearman with test
-accuracy -.30 instead of +.07 over three tasks), and its picks lose more (5.4 points of accuracy instead of 4.0)."""
-
-
-def guard(train_loss: float, first_loss: float | None = None) -> float:
-    """Penalty for a high training loss: ``ln(max(train_loss, floor) / first_loss)``, 0 at chance, ``ln 0.5`` at best.
-
-    Without ``first_loss``, the loss of chance among ten classes, ``ln 10``, stands in. Infinite for a non-finite loss.
-    """
-    reference = _reference(first_loss)
-    if not math.isfinite(train_loss):
-        return math.inf
-    return math.log(max(train_loss, FLOOR * reference) / reference)
+    return tuple(row for row in rows if row.is_judged)
 
 
 LATE_SHARE = 0.05
 """What a unit of the score is worth beside the late loss, in nats. Chosen on the other tasks each time, the two
 together rank better than the late loss alone on the tasks left out (mean Spearman .81 against .78)."""
-
-
-def _reference(first_loss: float | None) -> float:
-    return first_loss if first_loss is not None and first_loss > 0 else math.log(10)
 
 
 def _over(of: Callable[[LayerDiagnostics], float]) -> Callable[[Rows], float]:
@@ -164,22 +159,43 @@ def _missing_gain(rows: Rows) -> float:
 
 
 def network_gain(rows: Rows) -> float:
-    """Mean over all layers, the head among them, of the logarithm of how far each amplifies; 0 for Xavier's weights.
+    """Mean over layers, the output layer too, of the logarithm of how far each amplifies; 0 for Xavier's weights.
 
     The gain of a layer is its largest singular value over the one that Xavier's initialisation gives a matrix of its
     shape (Glorot and Bengio 2010): ``sqrt(2 / (N + M)) (sqrt N + sqrt M)``. The mean of the logarithms does not change
     when neighbours pass a factor to each other. A judged layer without spikes has learnt no gain, whatever its scale.
-    NaN without layers.
+    Several output layers count as one, their mean. An embedding that is the output layer as well (there is no other)
+    has an embedding's scale, so it counts as an output layer with PyTorch's own weights. NaN without layers.
     """
-    hidden = {row.name for row in judged(rows)}
-    gains = []
-    for row in rows:
-        if row.kind in _NOT_HIDDEN or not row.is_analysed:
-            continue
-        expected = math.sqrt(2.0 / ((row.N + row.M) * row.n_matrices)) * (math.sqrt(row.N) + math.sqrt(row.M))
-        gain = math.log(max(row.spectral_norm, 1e-9 * expected) / expected)
-        gains.append(min(gain, UNLEARNT_GAIN) if row.name in hidden and row.spikes == 0 else gain)
+    read = [row for row in rows if row.is_analysed]
+    hidden = [row for row in read if row.role is Role.HIDDEN]
+    embeddings = [row for row in read if row.role is Role.EMBEDDING]
+    gains = [_gain(row) for row in hidden]
+    outputs = [_gain(row) for row in read if row.role is Role.HEAD]
+    if outputs:
+        gains.append(float(np.mean(outputs)))
+    elif gains and embeddings and not any(row.role is Role.HEAD for row in rows):
+        gains.append(_tied_gain(embeddings, hidden))
     return float(np.mean(gains)) if gains else _NAN
+
+
+def _tied_gain(embeddings: Rows, hidden: Rows) -> float:
+    """Gain of PyTorch's own linear layer of the largest embedding's shape, from the network's width to tokens.
+
+    The largest singular value of a random matrix lies 1.2 Tracy-Widom scales under its edge (Johnstone 2001).
+    """
+    row = max(embeddings, key=lambda row: row.N * row.M)
+    widths = {side for other in hidden for side in (other.N, other.M)}
+    width = row.N if row.N in widths and row.M not in widths else row.M
+    a, b = math.sqrt(row.N), math.sqrt(row.M)
+    below = 1.0 - 1.2065 * (1 / a + 1 / b) ** (1 / 3) / (a + b)
+    return 0.5 * math.log(below * (row.N + row.M) / (6 * width))
+
+
+def _gain(row: LayerDiagnostics) -> float:
+    expected = math.sqrt(2.0 / ((row.N + row.M) * row.n_matrices)) * (math.sqrt(row.N) + math.sqrt(row.M))
+    gain = math.log(max(row.spectral_norm, 1e-9 * expected) / expected)
+    return min(gain, UNLEARNT_GAIN) if row.is_judged and row.spikes == 0 else gain
 
 
 def _missing(row: LayerDiagnostics) -> float:
@@ -231,6 +247,7 @@ def score(
     train_loss: float | None = None,
     first_loss: float | None = None,
     late_loss: float | None = None,
+    in_nats: bool | None = None,
 ) -> float:
     """Score a model by its weights alone, or, with ``train_loss``, with a guard as well.
 
@@ -239,23 +256,24 @@ def score(
         name: a key of ``SCORES``; its ``direction`` says which way is better.
         train_loss: mean training loss. Given, the score is the guarded one.
         first_loss: the same before training; see :func:`guard`.
-        late_loss: loss on examples that came late; given with ``train_loss``, it takes the place of the guard.
+        late_loss: loss on examples that came late; given with ``train_loss``, it takes the place of the guard. It
+            judges networks too narrow for spectra as well.
+        in_nats: whether the loss that guards is a cross-entropy; see :class:`Score`.
 
     Returns:
         The score. NaN if a weight is not finite.
 
     Raises:
-        ValueError: the name is unknown, the model has no layer wide enough to be judged, or ``late_loss`` stands alone.
+        ValueError: the name is unknown, the model has no layer that can be judged (adapters alone, all of it narrow,
+            nothing that is surely a layer), or ``late_loss`` stands alone.
     """
     chosen = named_score(name)
     diagnosis = model if isinstance(model, Diagnosis) else diagnose(model)
-    if not judged(diagnosis) and not any(_is_broken(row) for row in diagnosis):
-        raise ValueError(
-            f"A score needs a hidden weight matrix at least {NARROW} wide, but the widest of {len(diagnosis)} layers "
-            f"has {max(row.M for row in diagnosis)}: wider layers can be judged, these cannot."
-        )
+    if late_loss is None and (fault := why_not_judged(diagnosis.rows)):
+        raise ValueError(fault)
     if late_loss is not None and train_loss is None:
         raise ValueError("`late_loss` guards together with the training loss, but got no `train_loss`: pass both.")
     if train_loss is not None and not chosen.is_guarded:
         chosen = chosen.guarded()
-    return chosen(diagnosis, train_loss=train_loss, first_loss=first_loss, late_loss=late_loss)
+    losses = {"train_loss": train_loss, "first_loss": first_loss, "late_loss": late_loss}
+    return chosen(diagnosis, **losses, in_nats=in_nats)

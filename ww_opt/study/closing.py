@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 import torch
-from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search import records
+from ww_opt.search.objective import SpectralObjective
+from ww_opt.search.ranking import is_interrupted, n_settings, ranking
 from ww_opt.search.records import Look
-from ww_opt.study.study import INTERRUPTED, Study
-from ww_opt.study.trust import comparable, seed_noise, trust
-from ww_opt.study.weights_folder import pick_file, save_weights, weights_file
+from ww_opt.spectral.guards import FLOOR
+from ww_opt.spectral.scores import LATE_SHARE
+from ww_opt.study.alarms import alarms
+from ww_opt.study.picking import AGAIN
+from ww_opt.study.study import Study
+from ww_opt.study.trust import seed_noise, trust
+from ww_opt.study.weights_folder import pick_file, weights_file
+from ww_opt.training.wrappers import load_plain_state
 
-__all__ = ["Closing", "TestAccuracy", "closing", "open_test_set", "pick_of", "train_pick"]
-
-_AGAIN = "ww_opt:trained_again"
+__all__ = ["Closing", "TestAccuracy", "closing", "meaning", "open_test_set", "too_many_parameters"]
 
 
 @dataclass(frozen=True)
 class TestAccuracy:
-    """Accuracy on the sealed test set, of the pick, the best and the median of ``n_trials`` completed trials.
+    """What the sealed test set says of the pick, the best and the median of ``n_trials`` completed trials.
 
     ``best`` and ``median`` are NaN where only the pick's weights were kept; ``again``, of the pick trained once more
-    (:func:`train_pick`), where it was not.
+    (:func:`ww_opt.study.picking.train_pick`), where it was not. ``metric`` names the numbers.
     """
 
     __test__ = False  # not a test case, whatever pytest makes of the name
@@ -39,6 +45,7 @@ class TestAccuracy:
     median: float
     n_trials: int
     again: float = math.nan
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,11 @@ class Closing:
     """A study in numbers. ``pick`` is ``None`` where no trial completed; ``look`` is the last one at it.
 
     ``saved`` is the share of training steps that pruning saved, of those that completed and pruned trials would have
-    run. ``reasons`` are those of the pruned and failed trials. Trials that the user interrupted count nowhere.
-    ``direction`` says which way the score is better; ``trust`` how far its ranking can be trusted, in sentences.
+    run. ``reasons`` are those of the pruned and failed trials, ``failures`` of the failed ones alone. Trials that the
+    user interrupted count in ``n_interrupted`` alone. ``n_settings`` are the distinct settings that completed.
+    ``direction`` says which way the score is better, ``meaning`` what the number is; ``noise`` is its standard
+    deviation over seeds, NaN where not known. ``alarms`` must be read before the pick; ``trust`` says how far its
+    ranking can be trusted, in sentences.
     """
 
     n_complete: int
@@ -59,6 +69,12 @@ class Closing:
     reasons: tuple[str, ...] = ()
     direction: str = "minimize"
     trust: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    meaning: str = ""
+    n_interrupted: int = 0
+    n_settings: int = 0
+    noise: float = math.nan
 
 
 def closing(
@@ -73,14 +89,18 @@ def closing(
         announce: is told in a sentence, before that takes its time.
     """
     finished = [trial for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()]
-    trials = [trial for trial in finished if records.reason(trial) != INTERRUPTED]
+    trials = [trial for trial in finished if not is_interrupted(trial)]
     of = {state: [trial for trial in trials if trial.state is state] for state in TrialState}
     ran = [_steps(trial, study.objective.n_steps) for trial in of[TrialState.COMPLETE] + of[TrialState.PRUNED]]
-    ranked, apart = comparable(of[TrialState.COMPLETE])
-    pick = pick_of(host, ranked)
-    said = [apart] if apart else []
+    ranked = ranking(host, trials)
+    pick = ranked.best
+    warned = alarms(trials, ranked.trials, pick)
+    said, noise = list(ranked.left_out), math.nan
     if pick is not None:
-        said += trust(study, ranked, pick, seed_noise(study, host, pick, announce) if repeat else math.nan)
+        noise = seed_noise(study, host, pick, announce) if repeat else math.nan
+        said += trust(study, ranked.trials, pick, noise, sampler=host.sampler, alarms=warned)
+        if many := _many(len(pick.params), len(trials)):
+            said.append(many)
     seen = records.looks(pick) if pick is not None else ()
     return Closing(
         n_complete=len(of[TrialState.COMPLETE]),
@@ -92,49 +112,57 @@ def closing(
         reasons=tuple(reason for trial in trials if (reason := records.reason(trial))),
         direction=study.objective.direction,
         trust=tuple(said),
+        alarms=tuple(warned),
+        failures=tuple(records.reason(trial) for trial in of[TrialState.FAIL]),
+        meaning=meaning(study.objective),
+        n_interrupted=len(finished) - len(trials),
+        n_settings=n_settings(of[TrialState.COMPLETE]),
+        noise=noise,
     )
 
 
-def pick_of(host: optuna.Study, ranked: Iterable[FrozenTrial]) -> FrozenTrial | None:
-    """Return the best of trials that may be ranked together."""
-    choose = min if host.direction is optuna.study.StudyDirection.MINIMIZE else max
-    known = [trial for trial in ranked if trial.value is not None]
-    return choose(known, key=lambda trial: trial.value or 0.0, default=None)
+def too_many_parameters(objective: SpectralObjective, n_trials: int) -> str:
+    """Say so where a study searches more parameters than it has trials; empty otherwise, or where that is not known.
 
-
-def train_pick(
-    study: Study,
-    host: optuna.Study,
-    pick: FrozenTrial,
-    directory: Path,
-    announce: Callable[[str], object] = lambda _: None,
-) -> Path | None:
-    """Train the pick once more with all examples from the start, where some of them joined late in its trial.
-
-    What joined late was seen less often: over ten development tasks that costs 0.9 points of accuracy.
-
-    Args:
-        study: what was run.
-        host: its records, which remember that it was done.
-        pick: its settings.
-        directory: where the weights are kept.
-        announce: is told in a sentence, before that takes its time.
-
-    Returns:
-        The state dict's file; ``None`` where no example joined late, or the training diverged.
+    The model is built without its numbers, which costs nothing; a ``build_model`` that needs them says nothing.
     """
-    if study.objective.guard != "late":
-        return None
-    target = pick_file(directory, pick.number)
-    if host.user_attrs.get(_AGAIN) != pick.number or not target.is_file():
-        announce("Training the pick once more, with all examples from the start")
-        objective = replace(study.objective, guard=False, on_trained=lambda _, model: save_weights(model, target))
-        try:
-            objective(FixedTrial(pick.params))  # type: ignore[arg-type]
-        except optuna.TrialPruned:
-            return None
-        host.set_user_attr(_AGAIN, pick.number)
-    return target
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            n = len(objective.space.parameters(objective.task.build_model()))
+    except Exception:  # what is wrong is told by the first trial, with its place
+        return ""
+    return _many(n, n_trials)
+
+
+def _many(n: int, n_trials: int) -> str:
+    if n <= n_trials:
+        return ""
+    return (
+        f"{n} parameters are searched in {n_trials} trials: most are hardly varied. Give layers a common label "
+        "(`by_block()`, `tied`), fix some settings, or run more trials."
+    )
+
+
+def meaning(objective: SpectralObjective) -> str:
+    """Say in a sentence what the value of a trial is made of, and what is good."""
+    own = (
+        "the default score of the weights, 0 (best) to 4: spikes and gain that are missing, traps, dead directions"
+        if objective.score == "default"
+        else f"the score {objective.score!r} of the weights"
+    )
+    if objective.guard == "late":
+        return (
+            "The score is what training took off the loss, as examples that joined late see it (calibrated, less half "
+            f"their accuracy): guessing gives 0 less half of what it gets right, below is better. To it comes "
+            f"{LATE_SHARE:.0%} of {own}."
+        )
+    if objective.guard:
+        return (
+            "The score is ln(training loss / loss before training), 0 at chance and at best "
+            f"ln {FLOOR:g} = {math.log(FLOOR):.2f}, plus {own}."
+        )
+    return f"The score is {own}."
 
 
 def _steps(trial: FrozenTrial, n_steps: int) -> int:
@@ -151,30 +179,33 @@ def open_test_set(study: Study, host: optuna.Study, directory: Path) -> TestAccu
         ``None`` where the task has no test set, or no trial completed, or no weights were kept.
     """
     task = study.objective.task
-    ranked, _ = comparable(t for t in host.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE)
-    pick = pick_of(host, ranked)
-    complete = [trial.number for trial in ranked]
+    ranked = ranking(host)
+    pick = ranked.best
+    complete = [trial.number for trial in ranked.trials]
     kept = [number for number in complete if weights_file(directory, number).is_file()]
     if task.evaluate is None or pick is None or pick.number not in kept:
         return None
-    accuracies = {}
+    values = {}
     with torch.random.fork_rng(devices=[]):
         model = task.build_model().to(task.device)
-    for number in kept:
-        model.load_state_dict(torch.load(weights_file(directory, number), map_location=task.device, weights_only=True))
-        accuracies[number] = float(task.evaluate(model))
+    for number in sorted(kept):
+        load_plain_state(
+            model, torch.load(weights_file(directory, number), map_location=task.device, weights_only=True)
+        )
+        values[number] = float(task.evaluate(model))
     again = math.nan
     file = pick_file(directory, pick.number)
-    if host.user_attrs.get(_AGAIN) == pick.number and file.is_file():
-        model.load_state_dict(torch.load(file, map_location=task.device, weights_only=True))
+    if host.user_attrs.get(AGAIN) == pick.number and file.is_file():
+        load_plain_state(model, torch.load(file, map_location=task.device, weights_only=True))
         again = float(task.evaluate(model))
     only_pick = len(kept) < len(complete)
-    best = max(accuracies, key=lambda number: accuracies[number])
+    best = (max if task.higher_is_better else min)(values, key=lambda number: values[number])
     return TestAccuracy(
-        pick=accuracies[pick.number],
-        best=float("nan") if only_pick else accuracies[best],
+        pick=values[pick.number],
+        best=math.nan if only_pick else values[best],
         best_number=best,
-        median=float("nan") if only_pick else statistics.median(accuracies.values()),
+        median=math.nan if only_pick else statistics.median(values.values()),
         n_trials=len(kept),
         again=again,
+        metric=task.metric,
     )

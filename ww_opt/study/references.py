@@ -6,13 +6,13 @@ import importlib
 import importlib.util
 import re
 import sys
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from ww_opt.study.faults import place_of
 from ww_opt.study.study import Study
 
 T = TypeVar("T")
@@ -90,18 +90,7 @@ def _import(action: Callable[[], T], what: str) -> T:
     except BadReference:
         raise
     except (Exception, SystemExit) as error:  # a script without a main guard may exit
-        raise BadReference(f"Importing {what} failed with {type(error).__name__}: {error}{_where(error)}") from error
-
-
-def _where(error: BaseException) -> str:
-    """The last line outside of this package that led to an error; empty where the error names its place itself."""
-    own = str(Path(__file__).parents[1])
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((own, "<", importlib.__file__))
-    ]
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        raise BadReference(f"Importing {what} failed with {type(error).__name__}: {error}{place_of(error)}") from error
 
 
 def _project(path: Path) -> Path:

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial
+from optuna.storages import BaseStorage
 
 from ww_opt.search import records
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.pruner import SpectralPruner
+from ww_opt.search.ranking import INTERRUPTED, is_interrupted
 from ww_opt.spectral.scores import FORMULA
+from ww_opt.study.endings import NOTHING_LEFT, Failures, Observer, Passed, Stops, free_memory, is_exhausted
+from ww_opt.study.faults import is_bad_input, place_of
+from ww_opt.study.interruptions import Interruptions
+from ww_opt.study.storages import open_storage, reading
 from ww_opt.study.weights_folder import claim, keep_all, keep_only_best
-
-Observer = Callable[[optuna.Study, FrozenTrial], None]
 
 __all__ = [
     "INTERRUPTED",
@@ -40,9 +36,9 @@ __all__ = [
     "run",
 ]
 
-_SQLITE_SECONDS = 60
-INTERRUPTED = "interrupted by the user"
-"""Reason of a trial that Ctrl-C ended: it uses up no budget and is done again."""
+
+def _is_exception(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Exception)
 
 
 def _tpe(seed: int) -> BaseSampler:
@@ -63,6 +59,9 @@ class Study:
         seed: of the sampler. It is joined with the number of trials already there, so that a resumed study does not
             draw its first points again.
         keep_weights: ``all`` completed trials, or the ``best`` one alone, where models are large.
+        catch: exceptions of a trial after which the study goes on: the trial is recorded as failed, with the reason,
+            and uses up budget. A fault of the code, not of one setting, ends the study all the same: while no trial
+            has completed or was pruned yet, and when three in a row have failed. ``()``: the first one ends it.
         n_repeats: how often the pick is trained again at the end, with other seeds, to know the noise of the score.
 
     Raises:
@@ -79,6 +78,7 @@ class Study:
     seed: int = 0
     keep_weights: Literal["all", "best"] = "all"
     n_repeats: int = 2
+    catch: tuple[type[Exception], ...] = (Exception,)
 
     def __post_init__(self) -> None:
         for name, kind in (("objective", SpectralObjective), ("pruner", BasePruner), ("n_trials", int), ("seed", int)):
@@ -89,6 +89,8 @@ class Study:
                 f"Study.sampler is called with a seed, but got {self.sampler!r}: write "
                 f"`lambda seed: {type(self.sampler).__name__}(seed=seed)`."
             )
+        if not isinstance(self.catch, tuple) or not all(_is_exception(own) for own in self.catch):
+            raise TypeError(f"Study.catch must be a tuple of exception classes, but got {self.catch!r}.")
         if self.name in ("", ".", "..") or not set(self.name).isdisjoint("/\\\0"):
             raise ValueError(f"The name of a study must be one of a folder, but got {self.name!r}: use letters and -.")
         if self.seed < 0:
@@ -113,25 +115,44 @@ def open_study(study: Study, storage: str | BaseStorage | None = None, *, worker
         worker: number of the process, part of the sampler's seed.
 
     Raises:
-        ValueError: the stored study has another direction, score, guard or length of run: its values cannot be ranked
-            with ours.
+        StorageError: the storage cannot be used; the message says why.
+        ValueError: the stored study has another direction, several directions, another score, guard or length of run:
+            its values cannot be ranked with ours; or the sampler cannot be made.
     """
-    host = optuna.create_study(
-        study_name=study.name,
-        storage=_storage(storage),
-        direction=study.objective.direction,
-        pruner=study.pruner,
-        load_if_exists=True,
+    opened = open_storage(storage)
+    host = reading(
+        storage,
+        lambda: optuna.create_study(
+            study_name=study.name,
+            storage=opened,
+            direction=study.objective.direction,
+            pruner=study.pruner,
+            load_if_exists=True,
+        ),
     )
-    if host.direction.name.lower() != study.objective.direction:
+    directions = " and ".join(direction.name.lower() for direction in host.directions)
+    if directions != study.objective.direction:
         raise ValueError(
             f"Study {study.name!r} in the storage must {study.objective.direction} like its objective, but it was "
-            f"created to {host.direction.name.lower()}: choose another --study-name."
+            f"created to {directions}: choose another --study-name."
         )
     _check_same_values(host, study.objective)
     entropy = np.random.SeedSequence([study.seed, len(host.get_trials(deepcopy=False)), worker])
-    host.sampler = study.sampler(int(entropy.generate_state(1)[0]))
+    host.sampler = _sampler(study, int(entropy.generate_state(1)[0]))
     return host
+
+
+def _sampler(study: Study, seed: int) -> BaseSampler:
+    try:
+        sampler: object = study.sampler(seed)
+    except Exception as error:
+        raise ValueError(
+            f"`Study.sampler` must return a sampler when it is called with a seed, but it raised "
+            f"{type(error).__name__}: {error}{place_of(error)}."
+        ) from error
+    if not isinstance(sampler, BaseSampler):
+        raise TypeError(f"`Study.sampler` must return one of Optuna's samplers, but it returned {sampler!r}.")
+    return sampler
 
 
 def _check_same_values(host: optuna.Study, objective: SpectralObjective) -> None:
@@ -152,20 +173,9 @@ def _check_same_values(host: optuna.Study, objective: SpectralObjective) -> None
         )
 
 
-def _storage(storage: str | BaseStorage | None) -> str | BaseStorage | None:
-    if isinstance(storage, str) and storage.endswith((".journal", ".log")) and "://" not in storage:
-        return JournalStorage(JournalFileBackend(storage))
-    if isinstance(storage, str) and storage.startswith("sqlite"):
-        # workers write one after the other, and a busy disk makes them wait longer than the default of 5 seconds
-        return RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": _SQLITE_SECONDS}})
-    return storage
-
-
 def n_finished(host: optuna.Study) -> int:
-    """Count the trials that used up budget: all finished ones but those that the user interrupted."""
-    return sum(
-        trial.state.is_finished() and records.reason(trial) != INTERRUPTED for trial in host.get_trials(deepcopy=False)
-    )
+    """Count the trials that used up budget: finished ones, failed ones too, but not those that the user interrupted."""
+    return sum(trial.state.is_finished() and not is_interrupted(trial) for trial in host.get_trials(deepcopy=False))
 
 
 def run(
@@ -175,8 +185,8 @@ def run(
     observers: Sequence[Observer] = (),
     *,
     may_start: Callable[[], bool] | None = None,
-) -> None:
-    """Run trials in this process until the study has ``n_trials`` or its time is up.
+) -> str:
+    """Run trials in this process until the study has ``n_trials``, its time is up, or somebody calls ``study.stop()``.
 
     Ctrl-C and SIGTERM end the trial at hand: it is recorded as failed, and its settings come first when the study goes
     on. Between trials they wait until the books are closed.
@@ -188,63 +198,34 @@ def run(
         observers: called after each trial.
         may_start: asked before each trial; several workers share one budget. Default: ``n_trials`` are not reached.
 
+    Returns:
+        Who stopped the study before its budget was used up, in a sentence; empty where nobody did.
+
     Raises:
         ValueError: the folder holds the weights of another study.
         KeyboardInterrupt: after everything was recorded.
-        Exception: what the objective raised; the trial is recorded as failed with the reason.
+        Exception: what the objective raised, where ``study.catch`` does not go on; the trial is recorded as failed with
+            the reason.
     """
     claim(directory, host)
+    if is_exhausted(host):
+        return NOTHING_LEFT
     may_start = may_start or (lambda: n_finished(host) < study.n_trials)
     deadline = math.inf if study.timeout is None else time.monotonic() + study.timeout
     callbacks = [*observers, *([keep_only_best(directory)] if study.keep_weights == "best" else [])]
-    with _Interruptions() as interruptions:
-        objective = _recorded(replace(study.objective, on_trained=keep_all(directory)), interruptions)
-        while not interruptions.is_due and time.monotonic() < deadline and may_start():
-            host.optimize(objective, n_trials=1, callbacks=callbacks)
+    with Interruptions() as interruptions, Stops(host) as stops:
+        kept = replace(study.objective, on_trained=keep_all(directory))
+        objective = stops.inside(_recorded(kept, interruptions, Failures(study.catch)))
+        while not (interruptions.is_due or stops.is_over) and time.monotonic() < deadline and may_start():
+            host.optimize(objective, n_trials=1, callbacks=[stops.after_trial, *callbacks], catch=(Passed,))
     if interruptions.is_due:
         raise KeyboardInterrupt
+    return stops.said
 
 
-class _Interruptions(AbstractContextManager["_Interruptions"]):
-    """Ctrl-C and SIGTERM, once, as a KeyboardInterrupt inside a trial; elsewhere ``is_due`` says that there was one.
-
-    What comes after the first is ignored: a terminal and a scheduler may tell the same process twice. A signal that
-    was ignored already (``nohup``) still is. In a thread other than the main one, signals stay as they are.
-    """
-
-    def __init__(self) -> None:
-        self.is_due = False
-        self._may_raise = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interruptions:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def let_through(self, objective: Callable[[optuna.Trial], float], trial: optuna.Trial) -> float:
-        """Run a trial, and raise what comes meanwhile or came before."""
-        self._may_raise = True
-        try:
-            if self.is_due:
-                raise KeyboardInterrupt
-            return objective(trial)
-        finally:
-            self._may_raise = False
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        is_first, self.is_due = not self.is_due, True
-        if is_first and self._may_raise:
-            raise KeyboardInterrupt
-
-
-def _recorded(objective: SpectralObjective, interruptions: _Interruptions) -> Callable[[optuna.Trial], float]:
+def _recorded(
+    objective: SpectralObjective, interruptions: Interruptions, failures: Failures
+) -> Callable[[optuna.Trial], float]:
     """Let a trial remember why it failed: once it has, its record is closed."""
 
     def call(trial: optuna.Trial) -> float:
@@ -260,15 +241,12 @@ def _recorded(objective: SpectralObjective, interruptions: _Interruptions) -> Ca
                 trial.study.enqueue_trial(params)
             raise
         except Exception as error:
-            records.write(trial, reason=f"{type(error).__name__}: {error}")
-            raise
+            reason = f"{type(error).__name__}: {error}"
+            records.write(trial, reason=reason)
+            if not failures.may_pass(trial, error):
+                raise
+        # outside of `except`: the error is gone by now, and with it the model that its traceback held
+        free_memory()
+        raise Passed(reason)
 
     return call
-
-
-def is_bad_input(error: BaseException) -> bool:
-    """Whether a check of this package raised the error: its message says all. Any other deserves its traceback."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    is_ours = Path(last.filename).is_relative_to(Path(__file__).parents[1])
-    is_on_purpose = (last.line or "").startswith("raise ")
-    return is_ours and is_on_purpose and isinstance(error, ValueError | TypeError | OSError | ImportError)

@@ -11,9 +11,13 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
+from ww_opt.search.ranking import groups
+from ww_opt.study.first_use import place_new
+from ww_opt.training.wrappers import plain_state
+
 __all__ = ["claim", "keep_all", "keep_only_best", "pick_file", "save_weights", "weights_file"]
 
-_IDENTITY = "ww_opt:id"
+_IDENTITY = "ww_opt:folder:"
 _MARK = ".study"
 
 
@@ -30,18 +34,23 @@ def pick_file(directory: Path, number: int) -> Path:
 def claim(directory: Path, host: optuna.Study) -> None:
     """Mark the folder as this study's, so that no other one of its name overwrites what it kept.
 
+    Processes may come at once: each tells the storage its mark first, and the first one's mark stays in the folder.
+
     Raises:
         ValueError: the folder is another study's.
     """
-    identity = host.user_attrs.get(_IDENTITY)
-    if identity is None:
-        identity = uuid.uuid4().hex
-        host.set_user_attr(_IDENTITY, identity)
     mark = directory / _MARK
     if not mark.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        mark.write_text(identity, encoding="utf-8")
-    elif mark.read_text(encoding="utf-8") != identity:
+        identity = uuid.uuid4().hex
+        host.set_user_attr(_IDENTITY + identity, True)
+        own = mark.with_name(f"{_MARK}-{identity}")
+        own.write_text(identity, encoding="utf-8")
+        try:
+            place_new(own, mark)
+        finally:
+            own.unlink(missing_ok=True)
+    if _IDENTITY + mark.read_text(encoding="utf-8") not in host.user_attrs:
         raise ValueError(
             f"A folder must hold the weights of one study alone, but {directory} holds those of another one named "
             f"{host.study_name!r}, from another storage: choose another --directory or --study-name, or remove it."
@@ -49,10 +58,14 @@ def claim(directory: Path, host: optuna.Study) -> None:
 
 
 def save_weights(model: nn.Module, target: Path) -> None:
-    """Write a state dict aside and rename it: a crash leaves no half file behind."""
+    """Write a state dict, without the names of wrappers, aside and rename it: a crash leaves no half file behind."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), target.with_suffix(".part"))
-    target.with_suffix(".part").replace(target)
+    aside = target.with_name(f"{target.name}-{uuid.uuid4().hex[:8]}.part")  # two processes may write one pick
+    try:
+        torch.save(plain_state(model), aside)
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def keep_all(directory: Path) -> Callable[[optuna.Trial, nn.Module], None]:
@@ -61,12 +74,16 @@ def keep_all(directory: Path) -> Callable[[optuna.Trial, nn.Module], None]:
 
 
 def keep_only_best(directory: Path) -> Callable[[optuna.Study, FrozenTrial], None]:
-    """Return what removes the weights of all trials but the best one."""
+    """Return what removes the weights of all trials but the best.
+
+    One is kept for each group of trials that compare, since the pick may yet come from another group.
+    """
 
     def clean(host: optuna.Study, _: FrozenTrial) -> None:
-        complete = [t.number for t in host.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE]
-        for number in complete:
-            if number != host.best_trial.number:
-                weights_file(directory, number).unlink(missing_ok=True)
+        trials = host.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        kept = {group[0].number for group in groups(host, trials)}
+        for trial in trials:
+            if trial.number not in kept:
+                weights_file(directory, trial.number).unlink(missing_ok=True)
 
     return clean

@@ -6,23 +6,22 @@ prequential principle (Dawid 1984; Bornschein et al., arXiv 2210.07931).
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from numbers import Integral
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-__all__ = ["ACCURACY_SHARE", "Judgement", "LateEntry", "LateExamples", "judge", "late_loss"]
+from ww_opt.training.layouts import IGNORED, Kind
 
-ACCURACY_SHARE = 0.5
-"""Nats that full accuracy on the late examples is worth beside their loss."""
-_IGNORED = -100
-_SHARPNESS = torch.linspace(-4.0, 2.0, 61, dtype=torch.float64).exp()
-"""Factors on the logits among which the calibrated loss is looked for."""
+__all__ = ["LateEntry", "LateExamples"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,9 @@ class LateEntry:
 
     Iterating yields ``n_steps`` batches of example numbers, int64 ``[batch_size]``, shuffled by torch's global
     generator. Whoever joins is mixed into what the present epoch has left, so that every epoch still shows each
-    example present once; its last batch may be smaller. It serves as the ``batch_sampler`` of a DataLoader, or in a
-    loop of one's own::
+    example present once. It serves as the ``batch_sampler`` of a DataLoader, or in a
+    loop of one's own. No batch is smaller than the smallest that a DataLoader over all examples makes (but where fewer
+    are present): smaller remainders are shared out among the batches before, which then are a little larger::
 
         entry, late = LateEntry(len(x), batch_size=64, n_steps=600), []
         for step, index in enumerate(entry):
@@ -51,10 +51,12 @@ class LateEntry:
         n_steps: optimizer steps of the whole run.
         shares: of the examples that make up each cohort, in (0, 1); at least one example each.
         times: when each cohort joins, as a fraction of the run in (0, 1), rising.
-        seed: draws the cohorts.
+        seed: draws the cohorts, from a stream of their own: whoever draws a subset, a split or wrong labels by the same
+            seed draws others.
         drop_last: leave out the smaller batch at the end of an epoch, as a DataLoader does.
 
     Raises:
+        TypeError: a count or the seed is no whole number.
         ValueError: an option is out of range, or nobody is left to begin with.
     """
 
@@ -67,8 +69,10 @@ class LateEntry:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
-        for option in ("n_examples", "batch_size", "n_steps"):
-            if getattr(self, option) < 1:
+        for option in ("n_examples", "batch_size", "n_steps", "seed"):
+            if not isinstance(getattr(self, option), Integral):
+                raise TypeError(f"`{option}` must be a whole number, but got {option}={getattr(self, option)!r}.")
+            if option != "seed" and getattr(self, option) < 1:
                 raise ValueError(f"`{option} >= 1` must hold, but got {option}={getattr(self, option)}.")
         if len(self.shares) != len(self.times):
             raise ValueError(f"Each cohort has a share and a time, but got shares={self.shares}, times={self.times}.")
@@ -93,7 +97,7 @@ class LateEntry:
 
     @cached_property
     def _parts(self) -> tuple[torch.Tensor, ...]:
-        order = torch.randperm(self.n_examples, generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(self.n_examples, generator=_generator(self.seed))
         return torch.split(order, [*self._sizes, self.n_examples - sum(self._sizes)])
 
     @property
@@ -123,84 +127,36 @@ class LateEntry:
         for step in range(self.n_steps):
             for newcomers in self.joining(step):
                 present = torch.cat([present, newcomers])
-                left = _shuffled(torch.cat([left, newcomers]))
+                left = _shuffled(torch.cat([left, newcomers])) if len(left) else left
             if not len(left) or (self.drop_last and len(left) < self.batch_size):
                 left = _shuffled(present)
-            batch, left = left[: self.batch_size], left[self.batch_size :]
+            size = self._next_size(len(left))
+            batch, left = left[:size], left[size:]
             yield batch
+
+    def _next_size(self, n_left: int) -> int:
+        """Examples of the next batch where ``n_left`` are left of the epoch; see the class."""
+        n_whole, rest = divmod(n_left, self.batch_size)
+        smallest = self.n_examples % self.batch_size or self.batch_size
+        if self.drop_last or not n_whole or not rest or rest >= smallest:
+            return min(self.batch_size, n_left)
+        if (self.batch_size + rest) // 2 >= smallest:  # the last two in halves
+            return self.batch_size if n_whole > 1 else n_left - n_left // 2
+        return -(-n_left // n_whole)
+
+
+def _generator(seed: int) -> torch.Generator:
+    """Return a stream that no usual call draws from.
+
+    ``torch.Generator().manual_seed(seed)`` is the commonest way to draw a subset or wrong labels: cohorts drawn so
+    would be the head of the same permutation, and be wrong altogether.
+    """
+    digest = hashlib.blake2b(f"ww_opt late entry {seed}".encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 def _shuffled(index: torch.Tensor) -> torch.Tensor:
     return index[torch.randperm(len(index))]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a cohort said of the model just before it joined; small enough to be kept.
-
-    Attributes:
-        step: steps done.
-        n: labels judged on.
-        accuracy: share of the labels that were predicted; NaN where there are no logits.
-        losses: mean loss with the logits times each of 61 factors, sharper to the right; a single loss where there are
-            no logits.
-    """
-
-    step: int
-    n: int
-    accuracy: float
-    losses: tuple[float, ...]
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Judgement:
-        """Read back what JSON kept of ``dataclasses.asdict``; NaN is null there."""
-        accuracy, losses = record["accuracy"], record["losses"]
-        return cls(
-            step=int(record["step"]),
-            n=int(record["n"]),
-            accuracy=math.nan if accuracy is None else float(accuracy),
-            losses=tuple(math.nan if value is None else float(value) for value in losses),
-        )
-
-
-def judge(logits: torch.Tensor, labels: torch.Tensor, step: int = 0) -> Judgement:
-    """Judge a model by its logits on a cohort that it was not trained on yet.
-
-    Args:
-        logits: ``[..., n_classes]``, on any device.
-        labels: class numbers, ``[...]``; those of -100 are left out, as torch's cross entropy does.
-        step: steps done.
-
-    Raises:
-        ValueError: no label is left.
-    """
-    z = logits.detach().to("cpu", torch.float64).flatten(0, -2)
-    y = labels.detach().to("cpu").flatten()
-    z, y = z[y != _IGNORED], y[y != _IGNORED]
-    if not len(y):
-        raise ValueError(f"A cohort needs at least one label to judge by, but all {labels.numel()} are {_IGNORED}.")
-    losses = [float(nn.functional.cross_entropy(z * sharpness, y)) for sharpness in _SHARPNESS]
-    return Judgement(step, len(y), float((z.argmax(-1) == y).double().mean()), tuple(losses))
-
-
-def late_loss(judgements: Sequence[Judgement]) -> float:
-    """Loss on the cohorts so far, calibrated, less half of their accuracy; in nats, lower is better.
-
-    One temperature for all cohorts makes up for over-confidence, which wrong labels punish and which says nothing about
-    the ranking of classes. On ten tasks it ranks trials better than the plain loss (mean Spearman with test accuracy
-    .78 against .67; .81 with the accuracy, which is .75 alone). NaN without judgements. Where there are no logits it is
-    the mean loss.
-    """
-    total = sum(own.n for own in judgements)
-    if not total:
-        return math.nan
-    columns = zip(*(own.losses for own in judgements), strict=True)
-    pooled = [sum(own.n * value for own, value in zip(judgements, column, strict=True)) / total for column in columns]
-    accuracy = sum(own.n * own.accuracy for own in judgements) / total
-    finite: list[float] = [value for value in pooled if math.isfinite(value)]
-    if not finite:
-        return math.inf
-    return min(finite) - (0.0 if math.isnan(accuracy) else ACCURACY_SHARE * accuracy)
 
 
 @dataclass(frozen=True)
@@ -211,12 +167,18 @@ class LateExamples:
         n_examples: examples in the training set.
         batch_size: examples in a batch.
         take: numbers, int64 ``[n]`` -> the batch they make, as the task's loss takes it.
-        logits: ``logits(model, batch)`` returns ``(logits, labels)``, ``[..., n_classes]`` and ``[...]``. ``None``: no
-            classes; cohorts are judged by the task's loss.
+        logits: ``logits(model, batch)`` returns ``(logits, labels)`` as :func:`ww_opt.judge` takes them, whose loss is
+            a cross-entropy. ``None``: no classes; cohorts are judged by the task's loss, in its own unit.
         shares: of the examples that make up each cohort.
         times: when each cohort joins, as a fraction of the run.
         seed: draws the cohorts, the same for every trial.
         drop_last: leave out the smaller batch at the end of an epoch.
+        kind: what the labels are, see :func:`ww_opt.judge`; ``None``: told at the first batch, before training.
+        class_dim: the axis of the logits that goes over the classes, likewise.
+        ignore_index: number that stands for "no label".
+
+    Raises:
+        TypeError: ``take`` or ``logits`` cannot be called.
     """
 
     n_examples: int
@@ -227,41 +189,98 @@ class LateExamples:
     times: tuple[float, ...] = (0.5, 0.75, 0.9)
     seed: int = 0
     drop_last: bool = False
+    kind: Kind | None = None
+    class_dim: int | None = None
+    ignore_index: int = IGNORED
+
+    def __post_init__(self) -> None:
+        for name in ("take", "logits"):
+            value = getattr(self, name)
+            if not callable(value) and not (name == "logits" and value is None):
+                raise TypeError(f"LateExamples.{name} must be callable, but got {type(value).__name__}.")
 
     @classmethod
     def from_loader(
         cls,
         loader: DataLoader[Any],
         logits: Callable[[nn.Module, Any], tuple[torch.Tensor, torch.Tensor]] | None = None,
+        **options: Any,
     ) -> LateExamples:
-        """Take dataset, batch size, collation and ``drop_last`` from a DataLoader; its workers are not used.
+        """Take dataset, batch size, collation and ``drop_last`` from a DataLoader.
+
+        Its workers are not used; examples are shuffled by torch's global generator, whatever its order.
+
+        Args:
+            loader: over a dataset whose examples have numbers, with torch's own samplers.
+            logits: see the class.
+            options: others of the class, such as ``seed``, ``shares`` or ``class_dim``.
 
         Raises:
-            TypeError: it is no DataLoader, or its dataset is iterable only, so that its examples have no numbers.
-            ValueError: the loader has a sampler of its own, or a batch sampler and no batch size.
+            TypeError: it is no DataLoader, its dataset is iterable only, so that its examples have no numbers, or an
+                option is unknown.
+            ValueError: the loader has a sampler of its own, or one that draws another number of examples than there
+                are, or no batch size.
         """
-        if not isinstance(loader, DataLoader):
-            raise TypeError(f"Late entry can be taken from a DataLoader, but got {type(loader).__name__}.")
+        n_examples = _check_loader(loader)
         dataset: Any = loader.dataset
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise TypeError(
-                "Late entry takes examples by number, so the dataset must have `__getitem__` and `__len__`, but "
-                f"{type(dataset).__name__} has not: leave late entry out."
-            )
-        if loader.batch_size is None:
-            raise ValueError("Late entry needs `batch_size` of the DataLoader, but it has none: set it.")
-
-        if not isinstance(loader.sampler, RandomSampler | SequentialSampler):
-            raise ValueError(
-                f"Late entry draws all examples alike, but the DataLoader has a {type(loader.sampler).__name__}, which "
-                "would be left out: give it `shuffle=True`, or build `LateExamples(...)` by hand."
-            )
 
         def take(index: torch.Tensor) -> Any:
-            return loader.collate_fn([dataset[number] for number in index.tolist()])
+            numbers = index.tolist()
+            many = getattr(dataset, "__getitems__", None)  # torch's own way to take several at once
+            return loader.collate_fn(many(numbers) if many else [dataset[number] for number in numbers])
 
-        return cls(len(dataset), loader.batch_size, take, logits, drop_last=loader.drop_last)
+        assert loader.batch_size is not None
+        return cls(n_examples, loader.batch_size, take, logits, **{"drop_last": loader.drop_last, **options})
 
     def over(self, n_steps: int) -> LateEntry:
         """Lay the cohorts over a run of ``n_steps``; see :class:`LateEntry` for errors."""
         return LateEntry(self.n_examples, self.batch_size, n_steps, self.shares, self.times, self.seed, self.drop_last)
+
+
+def _check_loader(loader: DataLoader[Any]) -> int:
+    """Refuse what late entry would leave out, and return how many examples there are."""
+    if not isinstance(loader, DataLoader):
+        raise TypeError(f"Late entry can be taken from a DataLoader, but got {type(loader).__name__}.")
+    dataset: Any = loader.dataset
+    name = type(dataset).__name__
+    without = "take `guard=True`, the training loss, and leave late entry out"
+    try:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+            raise TypeError
+        n_examples = len(dataset)
+    except (TypeError, NotImplementedError):
+        raise TypeError(
+            f"Late entry takes examples by number, but those of {name} have none (it must have `__getitem__` and "
+            f"`__len__`, and be no IterableDataset): {without}."
+        ) from None
+    if isinstance(dataset, Mapping) and set(dataset) != set(range(n_examples)):
+        raise TypeError(
+            f"Late entry takes examples by number, but the keys of this {name} are not 0 to {n_examples - 1}: give a "
+            "list of its values."
+        )
+    own = "or build `LateExamples(n_examples, batch_size, take)` by hand"
+    if loader.batch_size is None:
+        raise ValueError(
+            "Late entry needs `batch_size` of the DataLoader, but it has none (a `batch_sampler` of its own, or "
+            f"`batch_size=None`): give it `batch_size=` and `shuffle=True` instead, {own}."
+        )
+    sampler = loader.sampler
+    if type(sampler) not in (RandomSampler, SequentialSampler):
+        raise ValueError(
+            f"Late entry draws all examples alike, but the DataLoader has a {type(sampler).__name__}, which would be "
+            f"left out: give it `shuffle=True` instead, {own}."
+        )
+    n_drawn = len(cast("Sized", sampler))
+    if getattr(sampler, "replacement", False) or n_drawn != n_examples:
+        raise ValueError(
+            f"Late entry shows each example once an epoch, but the {type(sampler).__name__} of the DataLoader draws "
+            f"{n_drawn} of {n_examples}{' with replacement' * getattr(sampler, 'replacement', False)}: give the loader "
+            f"`shuffle=True` instead (a `torch.utils.data.Subset` holds part of a dataset), {own}."
+        )
+    if loader.generator is not None or getattr(sampler, "generator", None) is not None:
+        warnings.warn(
+            "The DataLoader's generator is left out: with late entry the order of examples follows torch's global one, "
+            "which the objective's `seed` sets.",
+            stacklevel=3,
+        )
+    return n_examples

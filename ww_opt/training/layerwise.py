@@ -1,43 +1,38 @@
 """Settings per layer -> optimizer parameter groups and dropout.
 
 A *layer* is what owns a weight of two or more dimensions: a leaf module (``encoder.0``) or, where a
-container holds the weight itself, the parameter (``cls_token``). Biases, norm parameters and dropout belong
-to the layer they follow in the module's order (to the first layer where none comes before); the parameters
-share its learning rate and get no weight decay. A *label function* maps layer names to labels; settings are
-a ``dict`` from label to :class:`LayerSettings`.
+container holds the weight itself, the parameter (``experts``). Everything else belongs to a layer, shares its learning
+rate and gets no weight decay: biases, norm parameters and dropout belong to the layer they follow in the module's order
+(to the first layer where none comes before); what a container holds beside its layers (class tokens, position tables,
+``A_log``) belongs to the first layer inside that container. So does a weight that the model exempts from decay
+(:mod:`ww_opt.training.decay`) go on as one of its layer's undecayed parameters. Names are those of the model inside its
+wrappers. A *label function* maps layer names to labels (:mod:`ww_opt.training.labels`); settings are a ``dict`` from
+label to :class:`LayerSettings`.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-Label = Callable[[str], str]
+from ww_opt.training.decay import exempt, is_table, own_key
+from ww_opt.training.dropout import check_probability, has_added_dropout, has_own_dropout, set_dropout
+from ww_opt.training.labels import Label, LayerName, by_layer, parts
+from ww_opt.training.modes import asleep
+from ww_opt.training.tracing import followed
+from ww_opt.training.wrappers import plain_names
 
 _PARAMETRIZATIONS = "parametrizations"  # torch's name for the module that holds the original tensors
+_FIELDS = ("weights", "followers", "dropouts")
 
-__all__ = [
-    "Label",
-    "Layer",
-    "LayerSettings",
-    "add_dropout",
-    "apply_dropout",
-    "by_block",
-    "by_layer",
-    "labelled",
-    "layers",
-    "parameter_groups",
-    "tied",
-]
+__all__ = ["Layer", "LayerSettings", "apply_dropout", "labelled", "layers", "parameter_groups"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,11 @@ class LayerSettings:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: its matrices, the 1-d parameters that follow it, and the dropout modules behind it."""
+    """One layer: its matrices, the parameters beside them that are not decayed, and the dropout modules behind it.
+
+    ``name`` of a layer that :func:`layers` found is a :class:`ww_opt.training.labels.LayerName`. ``weights`` is empty
+    where the model exempts all of them from decay.
+    """
 
     name: str
     weights: tuple[str, ...]
@@ -60,76 +59,90 @@ class Layer:
     dropouts: tuple[str, ...] = ()
 
 
-def by_layer(name: str) -> str:
-    """Every layer on its own."""
-    return name
-
-
-def tied(name: str) -> str:  # noqa: ARG001
-    """One label, ``all``, for the whole model."""
-    return "all"
-
-
-def by_block(depth: int = 1) -> Label:
-    """Layers whose dotted names agree in all but the last ``depth`` parts share a label.
-
-    ``by_block()`` puts ``blocks.0.attn`` and ``blocks.0.mlp`` into ``blocks.0``; a name with too few
-    parts keeps itself as its label.
-    """
-    if depth < 1:
-        raise ValueError(f"`depth >= 1` must hold, but got depth={depth}: use `by_layer` for no grouping.")
-
-    def label(name: str) -> str:
-        parts = name.split(".")
-        return ".".join(parts[:-depth]) if len(parts) > depth else name
-
-    return label
-
-
 def layers(model: nn.Module) -> tuple[Layer, ...]:
     """List the trainable layers of ``model`` in the order in which its modules are registered.
 
-    Frozen parameters (``requires_grad=False``) belong to no layer. Shared parameters count once, where they stand
-    first. Dropout that :func:`add_dropout` put behind a container belongs to the last layer inside.
+    Frozen parameters (``requires_grad=False``) belong to no layer, and so does dropout that stays in eval mode
+    (:func:`ww_opt.training.modes.asleep`). Shared parameters count once, where they stand first. Dropout that
+    ``add_dropout`` put behind a container belongs to the last layer inside; what
+    :func:`ww_opt.trace_dropout` saw belongs to the layer that it follows. Where nothing but tables is trained
+    (prompts), they are layers.
 
     Raises:
         ValueError: a lazy parameter has no shape yet.
     """
-    walk = _Walk()
+    walk = _Walk(model)
     walk.visit("", model)
+    if not walk.found:
+        walk = _Walk(model, tables_are_layers=True)
+        walk.visit("", model)
     for first in list(walk.found.values())[:1]:
         for field, names in walk.early.items():
             first[field][:0] = names
+    _move(walk.found, followed(model))
     return tuple(
-        Layer(name, **{field: tuple(names) for field, names in members.items()}) for name, members in walk.found.items()
+        Layer(LayerName(name, walk.kinds[name], part), **{field: tuple(members[field]) for field in _FIELDS})
+        for (name, members), part in zip(walk.found.items(), parts(list(walk.found)), strict=True)
     )
+
+
+def _move(found: Mapping[str, defaultdict[str, list[str]]], to: Mapping[str, str]) -> None:
+    """Give dropout to the layers that it follows, where that is known of both."""
+    for members in found.values():
+        moved = [name for name in members["dropouts"] if to.get(name) in found]
+        members["dropouts"] = [name for name in members["dropouts"] if name not in moved]
+        for name in moved:
+            found[to[name]]["dropouts"].append(name)
 
 
 class _Walk:
     """One pass over a model's modules: names by layer and field; ``early`` is what stands before the first layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, *, tables_are_layers: bool = False) -> None:
         self.found: dict[str, defaultdict[str, list[str]]] = {}
         self.early: defaultdict[str, list[str]] = defaultdict(list)
+        self.kinds: dict[str, str] = {}
+        self._tables_are_layers = tables_are_layers
+        self._plain = plain_names(model)
+        self._exempt = exempt(model, self._plain)
+        self._asleep = set(asleep(model))
         self._current = self.early
         self._seen: set[int] = set()
 
-    def visit(self, name: str, module: nn.Module) -> None:
+    def visit(self, name: str, module: nn.Module, is_attention: bool = False) -> None:
         if not self._is_new(module):
             return
+        is_attention = is_attention or (self._plain(name) != "" and _is_attention(name, module))
         direct = [(key, tensor) for key, tensor in _own_parameters(name, module) if self._is_new(tensor)]
+        weights = [(key, tensor) for key, tensor in direct if self._is_weight(module, key, tensor)]
+        beside = [self._plain(key) for key, _ in direct if key not in dict(weights)]
         # matrices first: a bias registered before its weight still follows it
-        for key, _ in (pair for pair in direct if _is_weight(module, pair[1])):
-            self._current = self.found.setdefault(_owner(name, module, key), defaultdict(list))
-            self._current["weights"].append(key)
-        self._current["followers"].extend(key for key, tensor in direct if not _is_weight(module, tensor))
-        hooked = _dropout_hook(module) is not None
-        if _has_own_dropout(module) and not hooked:
-            self._current["dropouts"].append(name)
+        for key, tensor in weights:
+            owner = _owner(self._plain(name), module, self._plain(key))
+            self._current = self.found.setdefault(owner, defaultdict(list))
+            self.kinds.setdefault(owner, _kind(module, tensor, is_attention))
+            self._current["followers" if key in self._exempt else "weights"].append(self._plain(key))
+        n_before = len(self.found)
+        is_container = not weights and bool(_children(module))
+        if not is_container:
+            self._current["followers"].extend(beside)
+        is_awake = module not in self._asleep
+        if has_own_dropout(module) and not has_added_dropout(module) and is_awake:
+            self._current["dropouts"].append(self._plain(name))
+        before = self._current
         for key, child in _children(module):
-            self.visit(_join(name, key), child)
-        if hooked:
-            self._current["dropouts"].append(name)  # the hook acts behind everything inside
+            self.visit(_join(name, key), child, is_attention)
+        if is_container:
+            inside = list(self.found.values())[n_before:][:1]
+            (inside[0] if inside else before)["followers"][:0] = beside
+        if has_added_dropout(module) and is_awake:
+            self._current["dropouts"].append(self._plain(name))  # the hook acts behind everything inside
+
+    def _is_weight(self, module: nn.Module, key: str, parameter: nn.Parameter) -> bool:
+        if parameter.ndim < 2 or isinstance(module, nn.LayerNorm | nn.RMSNorm):  # norms may be of any shape
+            return False
+        is_beside = is_table(key, parameter) or (key in self._exempt and "weight" not in own_key(key))
+        return self._tables_are_layers or not is_beside
 
     def _is_new(self, item: nn.Module | nn.Parameter) -> bool:
         new = id(item) not in self._seen
@@ -154,25 +167,30 @@ def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(key, child) for key, child in module.named_children() if key != _PARAMETRIZATIONS]
 
 
-def _is_weight(module: nn.Module, parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and not isinstance(module, nn.LayerNorm | nn.RMSNorm)  # norms may be of any shape
-
-
 def _owner(name: str, module: nn.Module, parameter_name: str) -> str:
-    if name and not _children(module):
-        return name
-    return re.sub(rf"\b{_PARAMETRIZATIONS}\.(\w+)\..+$", r"\1", parameter_name)
+    return name if name and not _children(module) else own_key(parameter_name)
 
 
 def _join(prefix: str, key: str) -> str:
     return f"{prefix}.{key}" if prefix else key
 
 
-def _has_own_dropout(module: nn.Module) -> bool:
-    """Dropout modules, attention with its own rate, stacked recurrent layers."""
-    if isinstance(module, nn.RNNBase):
-        return module.num_layers > 1  # torch applies it between stacked layers only
-    return isinstance(module, _DropoutNd | nn.MultiheadAttention)
+def _is_attention(name: str, module: nn.Module) -> bool:
+    own = name.rpartition(".")[2].lower()
+    return "attention" in type(module).__name__.lower() or "attention" in own or "attn" in own
+
+
+def _kind(module: nn.Module, weight: nn.Parameter, is_attention: bool) -> str:
+    """Tell the kind of a layer by its module; names of classes stand for those that torch does not have."""
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "embedding"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return "recurrent"
+    if is_attention:
+        return "attention"
+    if isinstance(module, _ConvNd):
+        return "conv"
+    return "linear" if weight.ndim == 2 and not _children(module) else "other"
 
 
 def labelled(model: nn.Module, label: Label = by_layer) -> dict[str, tuple[Layer, ...]]:
@@ -197,8 +215,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Build optimizer parameter groups from per-label settings.
 
-    Each label gives a group named after it and, where it has biases or norm parameters, a second one,
-    ``<label>:no_decay``. ``params`` holds (name, tensor) pairs, so torch keeps ``param_names`` in its state.
+    Each label gives a group named after it and, where it has biases, norm parameters or others that are not decayed, a
+    second one, ``<label>:no_decay``. ``params`` holds (name, tensor) pairs, so torch keeps ``param_names`` in its
+    state; the names are those of the model inside its wrappers.
 
     Raises:
         ValueError: labels of the model and keys of ``settings`` differ; the message shows both.
@@ -209,7 +228,8 @@ def parameter_groups(
             "Every label needs settings and every setting a label, but got "
             f"labels of the model: {sorted(groups)}; settings for: {sorted(settings)}."
         )
-    tensors = dict(model.named_parameters(remove_duplicate=False))
+    plain = plain_names(model)
+    tensors = {plain(name): tensor for name, tensor in model.named_parameters(remove_duplicate=False)}
     result: list[dict[str, Any]] = []
     for name, members in groups.items():
         own = settings[name]
@@ -217,48 +237,11 @@ def parameter_groups(
         decay = {} if own.weight_decay is None else {"weight_decay": own.weight_decay}
         weights = [(key, tensors[key]) for layer in members for key in layer.weights]
         followers = [(key, tensors[key]) for layer in members for key in layer.followers]
-        result.append({"name": name, "params": weights, **shared, **decay})
+        if weights:
+            result.append({"name": name, "params": weights, **shared, **decay})
         if followers:
             result.append({"name": f"{name}:no_decay", "params": followers, **shared, "weight_decay": 0.0})
     return result
-
-
-class _DropoutAfter:
-    """Forward hook that drops units of a module's output; a class, so that models stay picklable."""
-
-    def __init__(self, p: float) -> None:
-        self.p = p
-
-    def __call__(self, module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        return nn.functional.dropout(output, self.p, module.training)
-
-
-def _dropout_hook(module: nn.Module) -> _DropoutAfter | None:
-    return next((hook for hook in module._forward_hooks.values() if isinstance(hook, _DropoutAfter)), None)
-
-
-def add_dropout(model: nn.Module, names: Iterable[str], p: float = 0.0) -> nn.Module:
-    """Add dropout to the output of the named modules, in place; names and state dict do not change.
-
-    Args:
-        model: changed in place and returned.
-        names: dotted module names whose output is a tensor.
-        p: probability of dropping a unit, in [0, 1].
-
-    Raises:
-        ValueError: a name is no module of the model, or ``p`` is no probability.
-    """
-    _check_probability(p)
-    modules = dict(model.named_modules())
-    for name in names:
-        if name not in modules:
-            raise ValueError(f"Dropout goes after a module, but {name!r} is none; modules: {sorted(modules)[1:]}.")
-        hook = _dropout_hook(modules[name])
-        if hook is None:
-            modules[name].register_forward_hook(_DropoutAfter(p))
-        else:
-            hook.p = p
-    return model
 
 
 def apply_dropout(model: nn.Module, settings: Mapping[str, LayerSettings], label: Label = by_layer) -> None:
@@ -268,13 +251,15 @@ def apply_dropout(model: nn.Module, settings: Mapping[str, LayerSettings], label
         ValueError: a rate lies outside [0, 1], or is set for a label that the model lacks or that has no dropout.
     """
     groups = labelled(model, label)
+    plain = plain_names(model)
+    modules = {plain(name): module for name, module in model.named_modules()}
     for name, own in settings.items():
         if name not in groups:
             raise ValueError(f"Settings need a label of the model, but got {name!r}; labels: {sorted(groups)}.")
         p = own.dropout
         if p is None:
             continue
-        _check_probability(p)
+        check_probability(p)
         places = [place for layer in groups[name] for place in layer.dropouts]
         if not places:
             raise ValueError(
@@ -282,19 +267,4 @@ def apply_dropout(model: nn.Module, settings: Mapping[str, LayerSettings], label
                 "`add_dropout(model, names)` in `build_model`."
             )
         for place in places:
-            _set_dropout(model.get_submodule(place), p)
-
-
-def _set_dropout(module: nn.Module, p: float) -> None:
-    hook = _dropout_hook(module)
-    if hook is not None:
-        hook.p = p
-    elif isinstance(module, _DropoutNd):
-        module.p = p
-    else:
-        setattr(module, "dropout", p)  # MultiheadAttention and recurrent layers keep a plain float
-
-
-def _check_probability(p: float) -> None:
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"`0 <= dropout <= 1` must hold, but got dropout={p}.")
+            set_dropout(modules[place], p)

@@ -4,97 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
-from ww_opt.training.late_entry import Judgement, LateExamples, judge
+from ww_opt.training.cohorts import is_cross_entropy
+from ww_opt.training.divergence import divergence
+from ww_opt.training.first_batch import explained
+from ww_opt.training.judging import Judgement
+from ww_opt.training.loop import Loop, Parts, drawn, drawn_at, endless, entry_of, no_batches, taken
+from ww_opt.training.optimizers import Rates, build_optimizer
+from ww_opt.training.randomness import Streams
+from ww_opt.training.task import Task
 
-__all__ = ["Checkpoint", "Task", "constant", "cosine", "momentum_key", "train"]
-
-
-def cosine(progress: float) -> float:
-    """Cosine decay of the learning rate from 1 at ``progress`` 0 to 0 at 1."""
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def constant(progress: float) -> float:  # noqa: ARG001
-    """No decay."""
-    return 1.0
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is trained: three callables, and the few things a run needs besides. No validation data.
-
-    Args:
-        build_model: returns a fresh model; called once a trial, under a fixed seed.
-        batches: returns the training batches of one epoch (a callable), or a re-iterable such as a DataLoader.
-            What has a method ``to`` (tensors do) is moved to ``device``, also inside tuples, lists and mappings.
-        loss: ``loss(model, batch)`` returns a scalar tensor, the mean loss of the batch.
-        optimizer: called with the list of parameter groups; ``functools.partial`` sets further options.
-        schedule: factor on every learning rate as a function of progress in [0, 1].
-        clip_norm: largest norm of the gradient over all parameters; ``None``: no clipping.
-        evaluate: **sealed.** ``evaluate(model)`` returns the accuracy (higher is better) on held-out data.
-            Neither the score nor the pruner nor the guard ever calls it; ``ww-opt run`` opens it once, at the end.
-        device: where the model is trained.
-        name: stands in tables and in MLflow.
-        steps_per_epoch: optimizer steps that make up an epoch; only used to speak of epochs in reports.
-        late_entry: the training examples by number. :func:`train` lets some of them join towards the end, and judges
-            the model on them just before; batches then come from here, not from ``batches``. No data is lost. A
-            ``SpectralObjective`` uses it with ``guard="late"`` alone.
-
-    Raises:
-        TypeError: a callable is none, or ``batches`` can be walked through only once.
-        ValueError: ``clip_norm`` or ``steps_per_epoch`` is not positive.
-    """
-
-    build_model: Callable[[], nn.Module]
-    batches: Callable[[], Iterable[Any]] | Iterable[Any]
-    loss: Callable[[nn.Module, Any], torch.Tensor]
-    optimizer: Callable[..., Optimizer] = torch.optim.AdamW
-    schedule: Callable[[float], float] = cosine
-    clip_norm: float | None = None
-    evaluate: Callable[[nn.Module], float] | None = None
-    device: str | torch.device = "cpu"
-    name: str = "task"
-    steps_per_epoch: int | None = None
-    late_entry: LateExamples | None = None
-
-    def __post_init__(self) -> None:
-        for field in ("build_model", "loss", "optimizer", "schedule", "evaluate"):
-            value = getattr(self, field)
-            if not callable(value) and not (field == "evaluate" and value is None):
-                raise TypeError(f"Task.{field} must be callable, but got {type(value).__name__}.")
-        if not callable(self.batches) and not isinstance(self.batches, Iterable):
-            raise TypeError(
-                "Task.batches must be a callable that returns the batches of one epoch, or an iterable such as a "
-                f"DataLoader, but got {type(self.batches).__name__}."
-            )
-        if isinstance(self.batches, Iterator):
-            raise TypeError(
-                "Task.batches must give the batches anew each epoch, but got an iterator, which is empty after "
-                "one: pass a function that returns it."
-            )
-        if not isinstance(self.late_entry, LateExamples | None):
-            raise TypeError(
-                f"Task.late_entry must be a LateExamples, but got {type(self.late_entry).__name__}: "
-                "`LateExamples.from_loader(loader)` makes one."
-            )
-        for field in ("clip_norm", "steps_per_epoch"):
-            value = getattr(self, field)
-            if value is not None and not value > 0:
-                raise ValueError(f"`{field} > 0` must hold, but got {field}={value}: leave it out for none.")
-
-    def epoch(self) -> Iterator[Any]:
-        """Return an iterator over the training batches of one epoch, on ``device``."""
-        batches = self.batches() if callable(self.batches) else self.batches
-        return (_placed(batch, self.device) for batch in batches)
+__all__ = ["Checkpoint", "train"]
 
 
 @dataclass(frozen=True)
@@ -104,9 +31,9 @@ class Checkpoint:
     ``train_loss`` is the clean training loss: dropout off, no gradient, averaged over a few training batches.
     ``running_loss`` is the mean over the steps since the last checkpoint, dropout on. ``first_loss`` is the clean
     loss before the first step. All are NaN or infinite where training diverged; the run ends with that checkpoint.
-    ``late`` is what examples that came late have said so far, of :class:`ww_opt.training.late_entry.LateExamples`.
+    ``late`` is what :class:`ww_opt.LateExamples` have said so far. ``in_nats``: whether the loss is a cross-entropy.
     ``model`` is the live model, in eval mode; ``seconds`` is the time spent in training since the start, without the
-    caller's own time at checkpoints.
+    caller's own time at checkpoints. ``error`` is what the user's code raised because training had diverged.
     """
 
     step: int
@@ -117,6 +44,8 @@ class Checkpoint:
     first_loss: float
     seconds: float
     late: tuple[Judgement, ...] = ()
+    in_nats: bool = True
+    error: str = ""
 
     @property
     def is_finite(self) -> bool:
@@ -135,11 +64,12 @@ def train(
 ) -> Iterator[Checkpoint]:
     """Train ``model`` in place; yield a :class:`Checkpoint` every ``interval_steps`` steps and at the end.
 
-    Looking changes nothing: torch's random state is put back after each checkpoint, so ``interval_steps`` and what
-    the caller draws meanwhile leave the weights as they would have been.
+    Looking changes nothing: the random states of torch, numpy and Python are put back after each checkpoint, so
+    ``interval_steps`` and what the caller draws meanwhile leave the weights as they would have been. What the user's
+    code raises where weights or outputs are not finite any more is taken for divergence.
 
     Args:
-        model: trained in place, on ``task.device``.
+        model: trained in place, on ``task.device``, in the modes that it is in; see :class:`ww_opt.Task`.
         task: batches, loss, optimizer and schedule.
         groups: parameter groups, as from :func:`ww_opt.training.layerwise.parameter_groups`.
         n_steps: optimizer steps of the whole run; the schedule is laid over them.
@@ -147,8 +77,9 @@ def train(
         n_loss_batches: training batches over which the clean loss is averaged.
 
     Raises:
-        ValueError: a count is out of range, momentum is set for an optimizer that has none, the loss is no scalar, or
-            the task has no batches (the last two at the first step).
+        TypeError: the loss is no tensor, or the optimizer is none.
+        ValueError: a count is out of range, a setting acts on nothing in the optimizer; or, before the first step, the
+            task has no batches, or its loss is no scalar or has no gradient.
     """
     if not 1 <= interval_steps <= n_steps:
         raise ValueError(
@@ -157,144 +88,62 @@ def train(
     if n_loss_batches < 1:
         raise ValueError(f"`n_loss_batches >= 1` must hold, but got n_loss_batches={n_loss_batches}.")
     model.to(task.device)
-    optimizer = _optimizer(task, groups)
-    return _checkpoints(model, task, optimizer, n_steps, interval_steps, n_loss_batches)
+    loop = Loop.of(model, task, build_optimizer(task.optimizer, groups))
+    return _checkpoints(loop, n_steps, interval_steps, n_loss_batches)
 
 
-def _checkpoints(
-    model: nn.Module, task: Task, optimizer: Optimizer, n_steps: int, interval_steps: int, n_loss_batches: int
-) -> Iterator[Checkpoint]:
-    random_state = _random_state(task)
+def _checkpoints(loop: Loop, n_steps: int, interval_steps: int, n_loss_batches: int) -> Iterator[Checkpoint]:
+    model, task = loop.model, loop.task
+    task.start_anew()
+    streams = Streams.now(task.device)
     # a fixed sample of training batches: the same examples at every checkpoint, so that losses compare
-    entry = None if task.late_entry is None else task.late_entry.over(n_steps)
-    probe = list(islice(task.epoch() if entry is None else _batches(task, entry.present), n_loss_batches))
-    first_loss = _clean_loss(model, task, probe)
-    _restore_random_state(task, random_state)
-    batches = _endless(task) if entry is None else (_taken(task, index) for index in entry)
+    entry = entry_of(task, n_steps)
+    probe = list(islice(task.epoch() if entry is None else taken(task, entry.present), n_loss_batches))
+    if not probe:
+        raise no_batches(task)
+    with explained(model, probe):
+        first_loss = loop.clean_loss(probe)
+        late_entry = loop.looked_at(probe[0])
+    streams.restore()
+    batches = endless(task)
+    of_step = (drawn(task, batches) for _ in range(n_steps)) if entry is None else (drawn_at(task, i) for i in entry)
     late: list[Judgement] = []
-    base_rates = [group["lr"] for group in optimizer.param_groups]
-    seconds = 0.0
+    rates = Rates.of(loop.optimizer)
+    seconds, in_nats = 0.0, task.in_nats
     for start in range(0, n_steps, interval_steps):
         stop = min(start + interval_steps, n_steps)
         started = time.perf_counter()
         running = torch.zeros((), device=task.device)
-        for step in range(start, stop):
-            late += [_judged(model, task, cohort, step) for cohort in (entry.joining(step) if entry else ())]
-            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * task.schedule(step / n_steps)
-            running += _step(model, task, optimizer, next(batches))
-        random_state = _random_state(task)
-        train_loss = _clean_loss(model, task, probe)
-        running_loss = float(running) / (stop - start)
+        train_loss, error = math.nan, ""
+        step = start
+        parts: Parts = [(1.0, batch) for batch in probe]
+        try:
+            for step in range(start, stop):
+                for cohort in entry.joining(step) if entry else ():
+                    assert late_entry is not None
+                    late.append(loop.judged(late_entry, cohort, step))
+                rates.scale(task.schedule(step / n_steps))
+                parts = next(of_step)
+                loss = loop.step(parts)
+                running += loss.detach()
+                in_nats = is_cross_entropy(loss) if in_nats is None else in_nats
+            step = stop
+            streams = Streams.now(task.device)
+            train_loss = loop.clean_loss(probe)
+        except Exception as raised:
+            error = _divergence(raised, loop, parts) if step > 0 else ""
+            if not error:
+                raise
+        losses = (train_loss, math.nan if error else float(running) / (stop - start), first_loss)
         seconds += time.perf_counter() - started
-        checkpoint = Checkpoint(stop, n_steps, model, train_loss, running_loss, first_loss, seconds, tuple(late))
+        checkpoint = Checkpoint(step, n_steps, model, *losses, seconds, tuple(late), in_nats is not False, error)
         yield checkpoint
         if stop == n_steps or not checkpoint.is_finite:
             return
-        _restore_random_state(task, random_state)
+        streams.restore()
 
 
-def momentum_key(optimizer: Optimizer) -> str | None:
-    """Name of the option that momentum sets: ``momentum`` (SGD), ``betas`` (Adam's first), or ``None``."""
-    return next((key for key in ("momentum", "betas") if key in optimizer.defaults), None)
-
-
-def _optimizer(task: Task, groups: Sequence[dict[str, Any]]) -> Optimizer:
-    """Build the optimizer, with ``momentum`` translated into its own option."""
-    optimizer = task.optimizer([{key: value for key, value in group.items() if key != "momentum"} for group in groups])
-    key = momentum_key(optimizer)
-    for built, asked in zip(optimizer.param_groups, groups, strict=True):
-        if "momentum" not in asked:
-            continue
-        if key is None:
-            raise ValueError(
-                f"Momentum acts on nothing in {type(optimizer).__name__}, but got momentum={asked['momentum']}: leave "
-                "it out of the space, or use SGD or Adam."
-            )
-        built[key] = asked["momentum"] if key == "momentum" else (asked["momentum"], *built["betas"][1:])
-    return optimizer
-
-
-def _step(model: nn.Module, task: Task, optimizer: Optimizer, batch: Any) -> torch.Tensor:
-    model.train()
-    optimizer.zero_grad(set_to_none=True)
-    loss = _loss(model, task, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    if task.clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), task.clip_norm)
-    optimizer.step()
-    return loss.detach()
-
-
-def _endless(task: Task) -> Iterator[Any]:
-    while True:
-        n_batches = 0
-        for batch in task.epoch():
-            n_batches += 1
-            yield batch
-        if n_batches == 0:
-            raise ValueError(f"A task needs at least one training batch an epoch, but {task.name!r} gave none.")
-
-
-def _taken(task: Task, index: torch.Tensor) -> Any:
-    assert task.late_entry is not None
-    return _placed(task.late_entry.take(index), task.device)
-
-
-def _batches(task: Task, index: torch.Tensor) -> Iterator[Any]:
-    assert task.late_entry is not None
-    return (_taken(task, part) for part in torch.split(index, task.late_entry.batch_size))
-
-
-def _judged(model: nn.Module, task: Task, cohort: torch.Tensor, step: int) -> Judgement:
-    """Judge the model, in eval mode, on examples that join now."""
-    assert task.late_entry is not None
-    model.eval()
-    with torch.no_grad():
-        parts = list(_batches(task, cohort))
-        if task.late_entry.logits is None:
-            sizes = [len(part) for part in torch.split(cohort, task.late_entry.batch_size)]
-            total = sum(n * float(_loss(model, task, part)) for n, part in zip(sizes, parts, strict=True))
-            return Judgement(step, len(cohort), math.nan, (total / len(cohort),))
-        logits, labels = zip(*(task.late_entry.logits(model, part) for part in parts), strict=True)
-    return judge(torch.cat([own.flatten(0, -2) for own in logits]), torch.cat([own.flatten() for own in labels]), step)
-
-
-def _clean_loss(model: nn.Module, task: Task, batches: Sequence[Any]) -> float:
-    model.eval()
-    with torch.no_grad():
-        losses = [float(_loss(model, task, batch)) for batch in batches]
-    return sum(losses) / len(losses) if losses else math.nan
-
-
-def _loss(model: nn.Module, task: Task, batch: Any) -> torch.Tensor:
-    loss = task.loss(model, batch)
-    if not isinstance(loss, torch.Tensor):
-        raise TypeError(f"Task.loss must return a scalar tensor, but got {type(loss).__name__}: leave out `.item()`.")
-    if loss.ndim != 0:
-        raise ValueError(f"Task.loss must return a scalar, but got shape {tuple(loss.shape)}: take the batch's mean.")
-    return loss
-
-
-def _random_state(task: Task) -> tuple[torch.Tensor, torch.Tensor | None]:
-    on_cuda = torch.device(task.device).type == "cuda"
-    return torch.get_rng_state(), torch.cuda.get_rng_state(task.device) if on_cuda else None
-
-
-def _restore_random_state(task: Task, state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], task.device)
-
-
-def _placed(value: Any, device: str | torch.device) -> Any:
-    """Move what can be moved, inside tuples, lists and mappings too."""
-    if hasattr(value, "to"):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _placed(item, device) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_placed(item, device) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_placed(item, device) for item in value)
-    return value
+def _divergence(error: Exception, loop: Loop, parts: Parts) -> str:
+    found = divergence(error, loop.model, lambda: [loop.loss(batch) for _, batch in parts])
+    loop.sleep()
+    return found

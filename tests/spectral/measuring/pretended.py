@@ -83,7 +83,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(64, 64), nn.Conv2d(8, 16, 3), nn.Linear(64, 200), nn.Embedding(300, 40), nn.LSTM(48, 48)
-    )
+    ).requires_grad_(False)  # what is moved has no gradients, and a row says so
     with torch.no_grad():
         model[0].weight[3, 5] = 4.0  # a trap
         model[2].weight.add_(0.3)  # a shifted mean

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.spectral.reading.weight_rows import Net, assert_same, by_name, matrices
+from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.findings import Status
 from ww_opt.spectral.reading import checkpoints
 from ww_opt.spectral.reading.weights import named_weights
@@ -76,7 +77,7 @@ def test_folders_of_shards(
 
 def test_safetensors_are_read_one_tensor_at_a_time(tmp_path: Path) -> None:
     save_safetensors({f"{name}.weight": torch.randn(4, 4) for name in "abc"}, tmp_path / "m.safetensors")
-    state = checkpoints.open_checkpoint(str(tmp_path / "m.safetensors"))
+    state, _ = checkpoints.open_checkpoint(str(tmp_path / "m.safetensors"))
     assert state["a.weight"] is not state["a.weight"]
     rows = named_weights(tmp_path / "m.safetensors")
     first = next(rows)
@@ -191,3 +192,63 @@ def test_warnings_about_how_a_file_was_written_stay_inside(tmp_path: Path) -> No
     torch.save({"fc.weight": weight}, tmp_path / "m.pt")  # torch.load warns of its own use of TypedStorage
     row = by_name(tmp_path / "m.pt")["fc"]
     assert torch.equal(matrices(row)[0], weight.dequantize())
+
+
+STATE = {"fc1.weight": torch.ones(4, 4), "fc2.weight": torch.ones(4, 4)}
+MOMENTS = {"state": {0: {"exp_avg": torch.ones(4, 4)}}, "param_groups": [{"lr": 0.1}]}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "where"),
+    [
+        ({"step": 3, "model_state": STATE}, "model_state"),
+        ({"epoch": 1, "state": STATE, "optimizer": MOMENTS, "rng_state": torch.zeros(4, 4)}, "state"),
+        (
+            {"state_dict": STATE, "optimizer_states": [MOMENTS], "loops": {"fit": {}}, "confusion": torch.ones(4, 4)},
+            "state_dict",
+        ),
+        (
+            {"checkpoint": {"weights": STATE, "epoch": 3}, "optimizer_state_dict": {"exp_avg": STATE}},
+            "checkpoint.weights",
+        ),
+        ({"network": STATE, "metrics": {"confusion": torch.ones(4, 4)}}, "network"),
+        ({**STATE, "fc1._extra_state": {"history": torch.ones(4, 4)}}, ""),
+    ],
+)
+def test_the_one_state_dict_in_a_file_is_read_whatever_its_key(checkpoint: Any, where: str, tmp_path: Path) -> None:
+    torch.save(checkpoint, tmp_path / "m.pt")
+    for source in (checkpoint, tmp_path / "m.pt"):
+        assert list(by_name(source)) == ["fc1", "fc2"]
+        note = diagnose(source).note
+        assert (f"read from the checkpoint's {where}" in note) if where else "read from" not in note
+
+
+@pytest.mark.parametrize("keys", [("model", "ema"), ("state_dict", "state_dict_ema"), ("generator", "discriminator")])
+def test_of_several_state_dicts_one_has_to_be_chosen(keys: tuple[str, str], tmp_path: Path) -> None:
+    checkpoint = {"epoch": 3, keys[0]: STATE, keys[1]: STATE, "optimizer": MOMENTS}
+    torch.save(checkpoint, tmp_path / "m.pt")
+    for source in (checkpoint, tmp_path / "m.pt"):
+        with pytest.raises(ValueError, match=rf"2 state dicts: {keys[0]}, {keys[1]}\..*checkpoint\['{keys[0]}'\]"):
+            named_weights(source)
+    assert list(by_name(torch.load(tmp_path / "m.pt")[keys[1]])) == ["fc1", "fc2"]  # the remedy
+
+
+def test_an_optimizer_is_no_network() -> None:
+    with pytest.raises(ValueError, match=r"holds only \['state', 'param_groups'\]"):
+        named_weights(MOMENTS)
+
+
+def test_layers_of_a_sorted_file_come_in_the_order_of_numbers(tmp_path: Path) -> None:
+    save_safetensors({f"net.{n}.weight": torch.randn(4, 4) for n in range(12)}, tmp_path / "m.safetensors")
+    assert list(by_name(tmp_path / "m.safetensors")) == [f"net.{n}" for n in range(12)]
+
+
+def test_a_folder_of_folders_names_those_that_hold_weights(tmp_path: Path) -> None:
+    for name in ("unet", "vae", "scheduler"):
+        (tmp_path / name).mkdir()
+    for name in ("unet", "vae"):
+        save_safetensors(STATE | {}, tmp_path / name / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="pass one of the folders in it that do: unet, vae"):
+        named_weights(tmp_path)
+    assert list(by_name(tmp_path / "unet")) == ["fc1", "fc2"]

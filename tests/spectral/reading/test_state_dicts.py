@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from tests.spectral.reading.weight_rows import Net, assert_same, by_name, matrices
+from ww_opt.spectral.findings import Role
 from ww_opt.spectral.reading.weights import named_weights
 
 
@@ -51,8 +52,10 @@ def test_kind_from_the_name(name: str, kind: str) -> None:
 def test_effective_weights_from_a_state_dict() -> None:
     normed = parametrizations.weight_norm(nn.Conv1d(3, 4, 5))
     pruned = prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5)
-    orthogonal = parametrizations.spectral_norm(nn.Linear(4, 4))
-    model = nn.ModuleDict({"normed": normed, "pruned": pruned, "spectral": orthogonal})
+    spectral, orthogonal = parametrizations.spectral_norm(nn.Linear(4, 6)), parametrizations.orthogonal(nn.Linear(4, 4))
+    old = nn.utils.spectral_norm(nn.ConvTranspose2d(3, 5, 2))
+    parts = {"normed": normed, "pruned": pruned, "spectral": spectral, "old": old, "orthogonal": orthogonal}
+    model = nn.ModuleDict(parts)
     with torch.no_grad():
         normed.parametrizations.weight.original0.mul_(3.0)
     found = by_name(model.state_dict())
@@ -60,8 +63,11 @@ def test_effective_weights_from_a_state_dict() -> None:
     torch.testing.assert_close(matrices(found["normed"]), matrices(expected["normed"]))
     assert torch.equal(matrices(found["pruned"]), matrices(expected["pruned"]))
     assert found["normed"].note.startswith("effective weight of WeightNorm")
-    assert found["spectral"].note == "raw weight: its parametrisation is not in a state dict"
-    assert list(found) == ["normed", "pruned", "spectral"]
+    torch.testing.assert_close(matrices(found["spectral"]), matrices(expected["spectral"]), rtol=0, atol=0)
+    torch.testing.assert_close(matrices(found["old"]), matrices(expected["old"]), rtol=0, atol=0)
+    assert found["orthogonal"].note == "raw weight: its parametrisation is not in a state dict"
+    assert found["orthogonal"].role is Role.UNSURE
+    assert [name for name, row in found.items() if row.role is not Role.TABLE] == list(parts)  # `base` is a buffer
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
@@ -100,7 +106,10 @@ def test_lora_side_without_its_partner_is_read_as_it_is() -> None:
 def test_tied_keys_come_once() -> None:
     weight = torch.randn(4, 3)
     found = by_name({"wte.weight": weight, "fc.weight": torch.randn(4, 3), "lm_head.weight": weight.view(4, 3)})
-    assert {name: row.note for name, row in found.items()} == {"wte": "tied with lm_head.weight", "fc": ""}
+    assert {name: row.note.partition(";")[0] for name, row in found.items()} == {
+        "wte": "tied with lm_head.weight",
+        "fc": "",
+    }
 
 
 def test_every_matrix_of_a_state_dict_is_analysed_or_named_with_the_reason() -> None:

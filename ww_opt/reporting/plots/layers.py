@@ -21,7 +21,7 @@ _MARKERS = {
     Finding.RANK_COLLAPSE: ("X", Colour.ORANGE),
     Finding.TRAP: ("P", Colour.ORANGE),
     Finding.OVER_TRAINED: ("v", Colour.ORANGE),
-    Finding.RANDOM: ("s", Colour.PINK),
+    Finding.MOVED_LITTLE: ("s", Colour.PINK),
     Finding.UNDER_TRAINED: ("^", Colour.PINK),
     Finding.TOO_SMALL: (".", Colour.GREY),
     Finding.HEAVY_TAIL: ("v", Colour.SKY),
@@ -63,14 +63,14 @@ def _story(rows: Sequence[LayerDiagnostics]) -> str:
 
 def _words(row: LayerDiagnostics) -> list[str]:
     """Findings, without their explanations."""
-    return [finding.value.partition(":")[0] for finding in row.findings]
+    return [finding.label for finding in row.findings]
 
 
 def _draw_alphas(axes: Axes, rows: Sequence[LayerDiagnostics]) -> None:
     alpha_axis(axes, "x", [row.alpha for row in rows if math.isfinite(row.alpha)])
     low, high = axes.get_xlim()
     for x, text in (
-        (math.sqrt(low * OVER), "very heavy tail\nor over-trained"),
+        (math.sqrt(low * OVER), "heavy tail\nor over-trained"),
         (math.sqrt(UNDER * high), "under-trained"),
     ):
         note(axes, (x, -1.05), text, (0, 0), ha="center")

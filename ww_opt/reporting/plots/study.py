@@ -15,7 +15,6 @@ from matplotlib.ticker import MaxNLocator
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from ww_opt.reporting import summary
 from ww_opt.reporting.plots.drawing import (
     OVER,
     UNDER,
@@ -29,6 +28,7 @@ from ww_opt.reporting.plots.drawing import (
     write,
 )
 from ww_opt.search import records
+from ww_opt.search.ranking import is_interrupted, ranking
 from ww_opt.spectral.findings import Finding
 
 __all__ = ["study_figure"]
@@ -56,7 +56,8 @@ def study_figure(study: optuna.Study) -> Figure:
         )
     finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     trials = [trial for trial in finished if trial.state is not TrialState.FAIL]
-    pick = summary.best_of(study, trials)
+    ranked = sorted(ranking(study, trials).trials, key=lambda trial: trial.number)
+    pick = ranking(study, trials).best
     is_max = study.direction is optuna.study.StudyDirection.MAXIMIZE
     kinds, labels = _settings(trials)
     width = 11.0 + 0.15 * max([0, *(len(label) - 8 for label in labels)])  # long names stand twice
@@ -67,7 +68,7 @@ def study_figure(study: optuna.Study) -> Figure:
     titled(scores, f"Score, {'higher' if is_max else 'lower'} is better; line: best so far")
     alphas = titled(figure.add_subplot(grid[:, 1]), "Alpha of the pick's layers while it trained")
     settings = [titled(figure.add_subplot(grid[:, 2 + i]), kind.replace("_", " ")) for i, kind in enumerate(kinds)]
-    _draw_scores(scores, trials, pick, is_max)
+    _draw_scores(scores, trials, ranked, is_max)
     _draw_steps(steps, trials, pick)
     _draw_alphas(alphas, pick)
     shades = _shades(trials, is_max)
@@ -82,23 +83,28 @@ def study_figure(study: optuna.Study) -> Figure:
 
 
 def _story(finished: Sequence[FrozenTrial], pick: FrozenTrial | None) -> str:
+    n_interrupted = sum(is_interrupted(trial) for trial in finished)
     n_pruned, n_failed = (sum(t.state is state for t in finished) for state in (TrialState.PRUNED, TrialState.FAIL))
-    failed = f", {n_failed} failed or interrupted" if n_failed else ""
-    counts = f"{len(finished)} trial{'s' * (len(finished) != 1)}, {n_pruned} pruned{failed}"
+    failed = f", {n_failed - n_interrupted} failed" if n_failed > n_interrupted else ""
+    interrupted = f", {n_interrupted} interrupted" if n_interrupted else ""
+    counts = f"{len(finished)} trial{'s' * (len(finished) != 1)}, {n_pruned} pruned{failed}{interrupted}"
     if pick is None:
-        return f"{counts}; none completed, so there is no pick" if finished else "No trial has finished yet"
+        none = "none is feasible" if any(t.state is TrialState.COMPLETE for t in finished) else "none completed"
+        return f"{counts}; {none}, so there is no pick" if finished else "No trial has finished yet"
     return f"{counts}; the pick is trial {pick.number} with score {pick.values[0]:.3g}"
 
 
-def _draw_scores(axes: Axes, trials: Sequence[FrozenTrial], pick: FrozenTrial | None, is_max: bool) -> None:
+def _draw_scores(axes: Axes, trials: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial], is_max: bool) -> None:
     done = [trial for trial in trials if trial.state is TrialState.COMPLETE and math.isfinite(trial.values[0])]
     axes.tick_params(labelbottom=False)
-    if pick is None or not math.isfinite(pick.values[0]):
-        say(axes, "No trial completed with a finite score.")
+    if not ranked:
+        say(axes, "No trial completed with a finite score." if not done else "No trial that completed is feasible.")
         return
+    best = (np.maximum if is_max else np.minimum).accumulate([trial.values[0] for trial in ranked])
+    pick = next(trial for trial in ranked if trial.values[0] == best[-1])
+    steps = [trial.number for trial in ranked]
+    axes.step([*steps, trials[-1].number], [*best, best[-1]], where="post", color=Colour.INK, linewidth=1.0)
     numbers, values = [trial.number for trial in done], [trial.values[0] for trial in done]
-    best = (np.maximum if is_max else np.minimum).accumulate(values)
-    axes.step([*numbers, trials[-1].number], [*best, best[-1]], where="post", color=Colour.INK, linewidth=1.0)
     axes.plot(numbers, values, "o", color=Colour.BLUE, markersize=5)
     axes.plot(pick.number, pick.values[0], "o", color=Colour.ORANGE, markersize=9)
     axes.margins(y=0.15)
@@ -149,8 +155,8 @@ def _draw_alphas(axes: Axes, pick: FrozenTrial | None) -> None:
         write(axes, (1.02, place), name, color=colours[name], va="center")
     # curves come from the upper left
     write(axes, (0.97, 0.98), f"above {UNDER:g}: under-trained", ha="right", va="top")
-    note(axes, (seen[-1][0], UNDER), f"{OVER:g} to {UNDER:g}: healthy", (-7, -9), ha="right")
-    write(axes, (0.03, 0.02), f"below {OVER:g}: very heavy tail", va="bottom")
+    note(axes, (seen[-1][0], UNDER), f"{OVER:g} to {UNDER:g}: usual", (-7, -9), ha="right")
+    write(axes, (0.03, 0.02), f"below {OVER:g}: heavy tail", va="bottom")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_xlabel("step" + "; dotted: too small to judge" * bool(small))
 

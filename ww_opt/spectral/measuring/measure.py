@@ -79,7 +79,13 @@ def _unread(weight: LayerWeight, status: Status) -> Measured:
 
 
 def _names(weight: LayerWeight) -> dict[str, Any]:
-    return {"name": weight.name, "kind": weight.kind, "parameter": weight.parameter, "note": weight.note}
+    return {
+        "name": weight.name,
+        "kind": weight.kind,
+        "parameter": weight.parameter,
+        "note": weight.note,
+        "normed": weight.normed,
+    }
 
 
 def measure(weights: Sequence[LayerWeight], options: Options, generator: np.random.RandomState) -> list[Measured]:

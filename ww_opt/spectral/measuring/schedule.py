@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
+from ww_opt.spectral.reading.lora import switches
 from ww_opt.spectral.reading.matrices import checksum
 
 __all__ = ["Memory", "fingerprint", "in_batches", "in_parallel", "n_bytes"]
@@ -50,7 +51,11 @@ class Memory:
 
 
 def fingerprint(source: object) -> tuple[object, ...] | None:
-    """Return a value that changes with any parameter or buffer of a module; ``None`` for what is no module."""
+    """Return a value that changes with any parameter or buffer of a module; ``None`` for what is no module.
+
+    It also changes with what a row says beside the numbers: which parameters are trained, of which class the modules
+    are, and which adapters are in use.
+    """
     if not isinstance(source, nn.Module):
         return None
     named = [*source.named_parameters(remove_duplicate=False), *source.named_buffers(remove_duplicate=False)]
@@ -62,7 +67,9 @@ def fingerprint(source: object) -> tuple[object, ...] | None:
     if len({total.device for total in sums}) != 1:
         return None
     totals = torch.stack(sums).tolist()  # one transfer from a GPU
-    return (*((name, id(tensor), tensor._version) for name, tensor in named), *totals)
+    classes = tuple((type(module), getattr(module, "groups", 1)) for module in source.modules())
+    weights = ((name, id(tensor), tensor._version, tensor.requires_grad) for name, tensor in named)
+    return (*weights, *totals, classes, switches(source))
 
 
 @cache

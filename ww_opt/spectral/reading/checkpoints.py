@@ -13,36 +13,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ww_opt.spectral.reading.state_dicts import state_dict_in
+from ww_opt.spectral.reading.containers import Found, state_dict_in
 
 __all__ = ["open_checkpoint"]
 
 
-def open_checkpoint(path: str) -> Mapping[str, Any]:
+def open_checkpoint(path: str) -> Found:
     """Open a file of torch or safetensors, or a folder of such shards; tensors are read when they are asked for.
+
+    Returns:
+        The state dict, and the keys under which the file holds it.
 
     Raises:
         FileNotFoundError: there is no such file, or no shard in the folder.
-        ValueError: the file is damaged, no checkpoint, or holds more than weights.
+        ValueError: the file is damaged, no checkpoint, or holds more than weights, or several networks.
         ImportError: a safetensors file, and the package `safetensors` is not installed.
     """
     place = Path(path)
     if place.is_dir():
-        for pattern, read in (("*.safetensors", _SafeTensors), ("pytorch_model*.bin", _torch_shards)):
+        for pattern in ("*.safetensors", "*.bin"):
             files = _shards(place, pattern)
+            if files and pattern == "*.safetensors":
+                return _SafeTensors(files), ""
             if files:
-                return read(files)
+                return _torch_shards(files)
+        inside = sorted(folder.name for folder in place.iterdir() if folder.is_dir() and _holds_weights(folder))
         raise FileNotFoundError(
             f"A folder must hold *.safetensors or pytorch_model*.bin, but {path} holds neither: "
-            "pass the checkpoint file itself."
+            + (f"pass one of the folders in it that do: {', '.join(inside)}." if inside else "pass the file itself.")
         )
     if not place.exists():
         raise FileNotFoundError(f"A checkpoint must exist, but there is no file or folder {path}: check the path.")
-    return _SafeTensors([place]) if place.suffix == ".safetensors" else _torch_shards([place])
+    return (_SafeTensors([place]), "") if place.suffix == ".safetensors" else _torch_shards([place])
+
+
+# a folder may hold the state of the training, adapters and copies in half precision beside the network
+_NO_WEIGHTS = re.compile(r"optimizer|scheduler|training_args|scaler|rng_state|random_states|\.(fp16|bf16|non_ema)\.")
+_ADAPTERS = re.compile(r"adapter|lora|embeds")
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(_shards(folder, pattern) for pattern in ("*.safetensors", "*.bin"))
 
 
 def _shards(folder: Path, pattern: str) -> list[Path]:
-    """The files that the folder's index names; without an index, all that match."""
+    """The files that the folder's index names; without an index, all that match and hold the network itself.
+
+    Adapters are read where there is nothing else, and so are copies in half precision.
+    """
     for index in sorted(folder.glob(f"{pattern}.index.json")):
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -52,11 +70,21 @@ def _shards(folder: Path, pattern: str) -> list[Path]:
         if missing:
             raise FileNotFoundError(f"The shards that {index} names must exist, but these do not: {missing}.")
         return [folder / name for name in names]
-    return sorted(folder.glob(pattern))
+    files = sorted(folder.glob(pattern))
+    if pattern == "*.bin":
+        files = [
+            file for file in files if re.match(r"(diffusion_)?pytorch_(model|lora)|model|adapter_model", file.name)
+        ]
+    weights = [file for file in files if not _NO_WEIGHTS.search(file.name)] or [
+        file for file in files if re.search(r"\.(fp16|bf16)\.", file.name)
+    ]
+    return [file for file in weights if not _ADAPTERS.search(file.name)] or weights
 
 
-def _torch_shards(files: Sequence[Path]) -> dict[str, Any]:
-    return {key: value for file in files for key, value in state_dict_in(_torch_load(file), str(file)).items()}
+def _torch_shards(files: Sequence[Path]) -> Found:
+    found = [state_dict_in(_torch_load(file), str(file)) for file in files]
+    where = next((where for _, where in found if where), "")
+    return found[0] if len(found) == 1 else ({k: v for state, _ in found for k, v in state.items()}, where)
 
 
 def _torch_load(path: Path) -> Mapping[str, Any]:
@@ -87,7 +115,10 @@ def _torch_load(path: Path) -> Mapping[str, Any]:
 
 
 class _SafeTensors(Mapping[str, Tensor]):
-    """Tensors of safetensors files, each read from disk anew whenever it is asked for."""
+    """Tensors of safetensors files, each read from disk anew whenever it is asked for, in the natural order of names.
+
+    ``ties``: names that were left out of the files, since they are others for a tensor that is kept.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         try:
@@ -98,6 +129,7 @@ class _SafeTensors(Mapping[str, Tensor]):
                 "`pip install safetensors`."
             ) from error
         self._files: dict[str, Any] = {}
+        dropped: dict[str, list[str]] = {}
         for file in files:
             try:
                 opened: Any = safe_open(str(file), framework="pt", device="cpu")
@@ -106,6 +138,11 @@ class _SafeTensors(Mapping[str, Tensor]):
                     f"A .safetensors file must be one, but {file} is not, or is damaged ({error}): save it again."
                 ) from error
             self._files.update(dict.fromkeys(opened.keys(), opened))
+            for name, kept in (opened.metadata() or {}).items():  # as `safetensors.torch.save_model` writes it
+                dropped.setdefault(kept, []).append(name)
+        # the files are sorted by letters, where `layers.10` stands before `layers.2`
+        self._files = dict(sorted(self._files.items(), key=lambda item: _natural(item[0])))
+        self.ties = {kept: tuple(names) for kept, names in dropped.items() if kept in self._files}
 
     def __getitem__(self, key: str) -> Tensor:
         tensor: Tensor = self._files[key].get_tensor(key)
@@ -116,3 +153,7 @@ class _SafeTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]

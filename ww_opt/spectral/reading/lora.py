@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA): how peft and loralib keep them in a module, their product, and their sum with the base."""
+"""Adapters: how peft and loralib keep them in a module, which are in use, and what they and the base weight make."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from ww_opt.spectral.reading.matrices import numbers
 
-__all__ = ["Adapter", "adapters_of", "can_merge", "merged_weight"]
+__all__ = [
+    "Adapter",
+    "active_among",
+    "adapters_of",
+    "can_merge",
+    "has_other_adapter",
+    "is_base_used",
+    "merged_weight",
+    "saved_copies",
+    "switches",
+]
 
 _SIDES = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
@@ -56,9 +66,55 @@ def adapters_of(module: nn.Module) -> dict[str, Adapter]:
 
 
 def can_merge(module: nn.Module) -> bool:
-    """Whether base + products is the weight in use: not where they are merged already, nor under DoRA."""
+    """Whether base + products is the weight in use: not under DoRA, nor with singular values between the sides."""
     magnitudes = getattr(module, "lora_magnitude_vector", None)
-    return not getattr(module, "merged", False) and not (isinstance(magnitudes, nn.ModuleDict) and len(magnitudes))
+    return not (isinstance(magnitudes, nn.ModuleDict) and len(magnitudes)) and not hasattr(module, "lora_E")
+
+
+def is_base_used(module: nn.Module) -> bool:
+    """Whether the network multiplies with the base weight itself: adapters are merged into it, or switched off."""
+    return bool(getattr(module, "merged", False)) or _is_off(module) or active_among(module, ("",)) == ()
+
+
+def _is_off(module: nn.Module) -> bool:
+    return getattr(module, "disable_adapters", False) is True
+
+
+def active_among(module: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+    """Those adapters that are in use; a layer that does not say so uses all, and the name ``""`` stands for any."""
+    active = getattr(module, "active_adapters", getattr(module, "active_adapter", None))
+    if isinstance(active, str):
+        active = [active]
+    if not isinstance(active, list | tuple):
+        return tuple(names)
+    return tuple(name for name in names if name in active or (name == "" and active))
+
+
+def has_other_adapter(module: nn.Module) -> bool:
+    """Whether a base layer is wrapped by an adapter that is no LoRA, as peft's other methods do."""
+    inner = module._modules.get("base_layer")
+    return inner is not None and (hasattr(module, "active_adapter") or hasattr(module, "adapter_layer_names"))
+
+
+def saved_copies(module: nn.Module) -> dict[str, bool]:
+    """Of a layer that peft trains as a whole: the children that hold its copies, and whether each is in use."""
+    original, copies = module._modules.get("original_module"), module._modules.get("modules_to_save")
+    if original is None or not isinstance(copies, nn.ModuleDict) or not len(copies):
+        return {}
+    active = () if _is_off(module) else active_among(module, tuple(copies))
+    return {"original_module": not active, **{f"modules_to_save.{name}": name in active for name in copies}}
+
+
+def switches(model: nn.Module) -> tuple[object, ...]:
+    """What decides which weights are in use, beside the weights: it changes when an adapter is switched or scaled."""
+    found: list[object] = []
+    for path, module in model.named_modules():
+        if {"base_layer", "modules_to_save"} & module._modules.keys() or hasattr(module, "lora_A"):
+            scaling = getattr(module, "scaling", None)
+            scales = tuple(sorted(scaling.items())) if isinstance(scaling, Mapping) else scaling
+            active = getattr(module, "active_adapters", getattr(module, "active_adapter", None))
+            found.append((path, repr(scales), repr(active), bool(getattr(module, "merged", False)), _is_off(module)))
+    return tuple(found)
 
 
 def merged_weight(module: nn.Module, read_base: Callable[[], Tensor], adapters: Sequence[Adapter]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdRef
 
-from ww_opt.spectral.findings import Status
+from ww_opt.spectral.findings import Role, Status
+from ww_opt.spectral.reading.roles import Facts
 
 __all__ = [
     "ATTENTION",
@@ -49,8 +50,12 @@ class LayerWeight:
         matrices: shape (slices, rows, columns), detached, on the weight's device, in its dtype; ``None`` where
             ``status`` is not a success. NaN and infinity are passed on.
         status: ``SUCCESS``, or why it cannot be analysed.
+        role: what it is as far as it tells itself; which hidden layers are output layers, or frozen beside others, all
+            weights together tell (:func:`ww_opt.spectral.reading.roles.settle`).
+        facts: what that is told from.
         note: what a reader should know: ties, dequantisation, parametrisation.
         version: hashable key that changes with the weights, valid for this ``name`` only; ``None``: never cache.
+        normed: whether a norm follows and takes the layer's scale back; ``None``: not known.
     """
 
     name: str
@@ -59,8 +64,11 @@ class LayerWeight:
     index: int
     matrices: Tensor | None
     status: Status
+    role: Role
+    facts: Facts
     note: str = ""
     version: tuple[object, ...] | None = None
+    normed: bool | None = None
 
 
 class _Part(NamedTuple):
@@ -81,15 +89,12 @@ def rows(template: LayerWeight, tensor: Tensor, key: str, groups: int = 1) -> It
     plain, how = numbers(tensor.detach())
     for part in _cut(plain, template.kind, key, groups):
         status = _status(part.matrices)
-        yield LayerWeight(
+        yield replace(
+            template,
             name=f"{template.name}.{part.suffix}" if part.suffix else template.name,
-            kind=template.kind,
-            parameter=template.parameter,
-            index=template.index,
             matrices=part.matrices if status is Status.SUCCESS else None,
             status=status,
             note="; ".join(text for text in (how, template.note, part.note) if text),
-            version=template.version,
         )
 
 

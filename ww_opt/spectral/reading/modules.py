@@ -1,4 +1,4 @@
-"""A module -> named weight matrices: the only file that knows layer types."""
+"""A module -> named weight matrices, each once: its own, computed ones, packed ones, and those of adapters."""
 
 from __future__ import annotations
 
@@ -15,8 +15,18 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ww_opt.spectral.findings import Status
-from ww_opt.spectral.reading.lora import Adapter, adapters_of, can_merge, merged_weight
+from ww_opt.spectral.findings import Role, Status
+from ww_opt.spectral.reading.kinds import kind_of
+from ww_opt.spectral.reading.lora import (
+    Adapter,
+    active_among,
+    adapters_of,
+    can_merge,
+    has_other_adapter,
+    is_base_used,
+    merged_weight,
+    saved_copies,
+)
 from ww_opt.spectral.reading.matrices import (
     LayerWeight,
     layer_name,
@@ -26,26 +36,9 @@ from ww_opt.spectral.reading.matrices import (
     version_of,
     wrapper_prefix,
 )
+from ww_opt.spectral.reading.roles import Facts, Verdict, role_of
 
 __all__ = ["module_rows"]
-
-# by class name along the method resolution order: torch's own, torch's quantised twins, Hugging Face's, subclasses
-_KINDS = {
-    "Linear": "linear",
-    "Bilinear": "bilinear",
-    "Embedding": "embedding",
-    "EmbeddingBag": "embedding",
-    "MultiheadAttention": "attention",
-    "LSTM": "lstm",
-    "LSTMCell": "lstm",
-    "GRU": "gru",
-    "GRUCell": "gru",
-    "RNN": "rnn",
-    "RNNCell": "rnn",
-    "Conv1D": "conv1d_hf",
-    **{f"Conv{transposed}{n}d": "conv" for n in (1, 2, 3) for transposed in ("", "Transpose")},
-}
-_N_DIMS = {"linear": (2,), "bilinear": (3,), "embedding": (2,), "conv1d_hf": (2,), "conv": (3, 4, 5)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,10 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One weight: ``tensor``, the parameter itself, or where it is made of others, ``read``, which computes it."""
+    """One weight: ``tensor``, the parameter itself, or where it is made of others, ``read``, which computes it.
+
+    ``verdict`` is what its surroundings say of it, ``trained_by`` the parameters that train it beside its own.
+    """
 
     place: _Place
     key: str
@@ -72,6 +68,8 @@ class _Piece:
     tensor: Tensor | None = None
     kind: str = ""
     note: str = ""
+    verdict: Verdict | None = None
+    trained_by: tuple[str, ...] = ()
 
 
 def _join(*parts: str) -> str:
@@ -86,8 +84,10 @@ def module_rows(model: nn.Module) -> Iterator[LayerWeight]:
     for name, parameter in parameters.items():
         if _is_matrix(name, parameter):
             names.setdefault(memory_of(parameter), []).append(name)
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
     seen: set[Hashable] = set()
     for piece in _pieces(model):
+        others: list[str] = []
         if piece.tensor is not None:
             memory = memory_of(piece.tensor)
             if memory in seen:
@@ -95,8 +95,9 @@ def module_rows(model: nn.Module) -> Iterator[LayerWeight]:
             seen.add(memory)
             others = [name for name in names.get(memory, ()) if name not in piece.parameters]
             if others:
-                piece = replace(piece, note=f"tied with {', '.join(others)}")
-        yield from _piece_rows(piece, prefix)
+                piece = replace(piece, note="; ".join(filter(None, (f"tied with {', '.join(others)}", piece.note))))
+        is_frozen = trained.isdisjoint((*piece.parameters, *piece.trained_by, *others))
+        yield from _piece_rows(piece, prefix, is_frozen, tuple(others))
 
 
 def _is_matrix(name: str, parameter: Tensor) -> bool:
@@ -104,7 +105,7 @@ def _is_matrix(name: str, parameter: Tensor) -> bool:
     return not name.endswith("bias") if is_lazy(parameter) else parameter.ndim >= 2
 
 
-def _piece_rows(piece: _Piece, prefix: str) -> Iterator[LayerWeight]:
+def _piece_rows(piece: _Piece, prefix: str, is_frozen: bool, ties: tuple[str, ...]) -> Iterator[LayerWeight]:
     place, tensor, status, note = piece.place, piece.tensor, Status.SUCCESS, piece.note
     if tensor is not None and is_lazy(tensor):
         tensor, status, note = None, Status.EMPTY, "not initialised yet: pass one batch through the model first"
@@ -114,15 +115,28 @@ def _piece_rows(piece: _Piece, prefix: str) -> Iterator[LayerWeight]:
                 tensor = piece.read()
         except Exception as error:  # foreign code: a parametrisation that fails must not cost the other layers
             status, note = Status.UNREADABLE, f"{note}; {type(error).__name__}: {error}"
-    kind = piece.kind or ("parameter" if tensor is None else _kind(place.module, piece.key, tensor))
+    kind = piece.kind or ("parameter" if tensor is None else kind_of(place.module, piece.key, tensor))
+    bias, owner = getattr(place.module, "bias", None), unwrapped(place.owner, prefix)
+    facts = Facts(
+        path=owner,
+        leaf=piece.key,
+        shape=_shape(tensor) or (),
+        bias=_shape(bias),
+        is_told=kind != "parameter" or (piece.key == "weight" and _is_torchs_own(place.module)),
+        is_frozen=is_frozen,
+        ties=ties,
+    )
+    verdict = piece.verdict or role_of(kind, facts)
     row = LayerWeight(
-        name=layer_name(unwrapped(place.owner, prefix), piece.key, kind),
+        name=layer_name(owner, piece.key, kind),
         kind=kind,
         parameter="+".join(piece.parameters),
         index=place.index,
         matrices=None,
         status=status,
-        note=note,
+        role=verdict.role,
+        facts=facts,
+        note="; ".join(filter(None, (note, verdict.note))),
         version=None if piece.tensor is None else version_of(piece.tensor),
     )
     if tensor is None:
@@ -131,33 +145,56 @@ def _piece_rows(piece: _Piece, prefix: str) -> Iterator[LayerWeight]:
         yield from rows(row, tensor, piece.key, getattr(place.module, "groups", 1) if "conv" in kind else 1)
 
 
-def _kind(module: nn.Module, key: str, weight: Tensor) -> str:
-    name = next((cls.__name__ for cls in type(module).__mro__ if cls.__name__ in _KINDS), "")
-    if isinstance(module, torch.jit.ScriptModule):
-        name = str(getattr(module, "original_name", ""))
-    kind = _KINDS.get(name, "parameter")
-    if kind in _N_DIMS and (key != "weight" or weight.ndim not in _N_DIMS[kind]):
-        return "parameter"
-    if kind != "conv":
-        return kind
-    groups = getattr(module, "groups", 1)
-    grouping = "" if groups == 1 else "depthwise_" if weight.shape[1] == 1 else "grouped_"
-    return f"{grouping}conv{'_transpose' if 'Transpose' in name else ''}{weight.ndim - 2}d"
+def _is_torchs_own(module: nn.Module) -> bool:
+    """Whether torch made its class, as that of a norm, so that its weight is no layer's unless its kind is known."""
+    return type(module).__module__.startswith("torch.nn.modules") and type(module) is not nn.Module
+
+
+def _shape(value: object) -> tuple[int, ...] | None:
+    """Of an uninitialised tensor, and of a quantised module's bias, which is a method, the empty one."""
+    if isinstance(value, Tensor):
+        return () if is_lazy(value) else tuple(value.shape)
+    return () if callable(value) else None
 
 
 def _pieces(model: nn.Module) -> Iterator[_Piece]:
     """All weights in module order, each parameter once by name; nothing is read yet."""
     indices = {id(module): index for index, module in enumerate(model.modules())}
     done: set[str] = set()
+    below: dict[str, Verdict] = {}
+    owners: dict[str, str] = {}
     for path, module in model.named_modules():
-        place = _Place(path, path, module, indices[id(module)])
+        place = _Place(path, owners.get(path, path), module, indices[id(module)])
+        if "base_layer" in module._modules:
+            owners[place.full("base_layer")] = path
         adapters = adapters_of(module)
+        below |= {place.full(child): verdict for child, verdict in _verdicts_below(module, bool(adapters)).items()}
         found = list(_lora_pieces(place, adapters, indices) if adapters else _own_pieces(place))
+        outer = [below[path[:end]] for end in _ends(path) if path[:end] in below] if below else []
+        if outer:
+            found = [replace(piece, verdict=outer[0]) for piece in found]
         # a module inside LoRA or a parametrisation has had its rows with the layer that it serves
         fresh = [piece for piece in found if not done.issuperset(piece.parameters)]
         for piece in found:
             done.update(piece.parameters)
         yield from fresh
+
+
+def _ends(path: str) -> list[int]:
+    """Where the path of each module around this one ends, outermost first, and its own."""
+    return [place for place, letter in enumerate(path) if letter == "."] + [len(path)]
+
+
+def _verdicts_below(module: nn.Module, is_lora: bool) -> dict[str, Verdict]:
+    """What a module of peft says of its children: copies that are not in use, and adapters of other kinds than LoRA."""
+    unused = Verdict(Role.BASE, "not in use: another copy of the layer is")
+    found = {child: unused for child, is_used in saved_copies(module).items() if not is_used}
+    if "base_layer" in module._modules and (is_lora or has_other_adapter(module)):
+        found |= {child: Verdict(Role.ADAPTER) for child in module._modules if child != "base_layer"}
+        if not is_lora and not is_base_used(module):
+            how = f"beneath an adapter ({type(module).__name__}) whose merged weight is not known here"
+            found["base_layer"] = Verdict(Role.UNSURE, how)
+    return found
 
 
 def _own_pieces(place: _Place) -> Iterator[_Piece]:
@@ -223,17 +260,23 @@ def _lora_pieces(place: _Place, adapters: Mapping[str, Adapter], indices: Mappin
         base = replace(place, path=place.full("base_layer"), module=inner, index=indices[id(inner)])
     sides = {place.full(name) for adapter in adapters.values() for name in adapter.parameters}
     own = [piece for piece in _own_pieces(base) if not sides.issuperset(piece.parameters)]
-    yield from own
+    active, weight = active_among(module, adapters), next((piece for piece in own if piece.key == "weight"), None)
+    verdict, is_merged = None, weight is not None and can_merge(module)
+    if not is_base_used(module):
+        beneath = "beneath adapters whose merged weight is not known here: merge them (`merge_and_unload()`)"
+        verdict = Verdict(Role.BASE) if is_merged else Verdict(Role.UNSURE, beneath)
+    trained_by = tuple(sorted(sides))
+    yield from (replace(piece, verdict=verdict, trained_by=trained_by) for piece in own)
     for name, adapter in adapters.items():
         shown = replace(place, owner=_join(place.owner, "lora", name))
         names = tuple(place.full(key) for key in adapter.parameters)
-        yield _Piece(shown, "weight", names, adapter.product, kind="lora", note=adapter.note)
-    weight = next((piece for piece in own if piece.key == "weight"), None)
-    if weight is not None and can_merge(module):
+        note = adapter.note if name in active else "; ".join(filter(None, ("not active", adapter.note)))
+        yield _Piece(shown, "weight", names, adapter.product, kind="lora", note=note)
+    if weight is not None and is_merged and verdict is not None:
         shown = replace(base, owner=_join(place.owner, "merged"))
         read_base = weight.read or partial(cast, Tensor, weight.tensor)
-        read = partial(merged_weight, module, read_base, tuple(adapters.values()))
-        note = "base weight and LoRA: " + ", ".join(adapters)
+        read = partial(merged_weight, module, read_base, tuple(adapters[name] for name in active))
+        note = "base weight and LoRA: " + ", ".join(active)
         yield _Piece(shown, "weight", (*weight.parameters, *sorted(sides)), read, note=note)
 
 

@@ -1,0 +1,124 @@
+"""How ``ww-opt run`` ends: what was found, the test set, the model, the figure, MLflow."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ww_opt.cli.exit_codes import FAILED, NOTHING_COMPLETED
+
+if TYPE_CHECKING:
+    import optuna
+
+    from ww_opt.study.closing import Closing, TestAccuracy
+    from ww_opt.study.study import Study
+    from ww_opt.study.workers import Job
+    from ww_opt.tracking.contents import Contents
+    from ww_opt.tracking.mlflow import MLflowCallback
+
+__all__ = ["close", "draw", "finish"]
+
+
+def close(study: Study, host: optuna.Study, job: Job, tracker: MLflowCallback | None) -> int:
+    """Tell what was found, open the test set, keep pick and figure, and return the exit code."""
+    from ww_opt.reporting.closing_text import accuracy_text, closing_text, mlflow_text
+    from ww_opt.search.records import read
+    from ww_opt.study.closing import closing, open_test_set
+    from ww_opt.study.picking import train_pick
+    from ww_opt.study.weights_folder import weights_file
+
+    code, again, announce = 0, None, partial(click.echo, err=True)
+    try:
+        result = closing(study, host, repeat=True, announce=announce)
+        if result.pick is not None:
+            again = train_pick(study.objective, host, result.pick, job.directory, announce)
+    except KeyboardInterrupt:  # the noise of the score stays unknown, the pick as its trial left it
+        result = closing(study, host)
+    settings = read(result.pick, "settings", {}) if result.pick is not None else {}
+    click.echo(f"\n{closing_text(result, settings)}\n")
+    if result.pick is None:
+        code = NOTHING_COMPLETED
+    accuracy = None
+    try:
+        if (accuracy := open_test_set(study, host, job.directory)) is not None:
+            click.echo(f"{accuracy_text(accuracy)}\n")
+    except Exception:  # the user's own code; what was found stands all the same
+        click.echo(f"{traceback.format_exc()}\nThe test set could not be evaluated; the study is complete.\n", err=True)
+        code = FAILED
+    weights = again
+    if again is not None:
+        click.echo(f"Weights of the pick, trained again with all examples from the start: {again}")
+    elif result.pick is not None and (own := weights_file(job.directory, result.pick.number)).is_file():
+        click.echo(f"Weights of the pick: {own}")
+        weights = own
+    contents = _kept(study, host, job, (result, accuracy, weights))
+    finish(tracker, host, contents)
+    if tracker is not None:
+        click.echo(mlflow_text(tracker.uri))
+    return code
+
+
+def _kept(
+    study: Study, host: optuna.Study, job: Job, found: tuple[Closing, TestAccuracy | None, Path | None]
+) -> Contents:
+    """Write ``pick.json`` and the figure, and gather what MLflow gets."""
+    from ww_opt.study.pick_card import pick_card, write_card
+    from ww_opt.tracking.contents import of_study
+
+    result, accuracy, weights = found
+    card = pick_card(study, host, result, weights, _folder(job.reference))
+    files: list[Path | None] = [weights]
+    if card is not None:
+        files.append(write_card(card, job.directory))
+        click.echo(f"Settings, score and versions of the pick: {files[-1]}")
+    files.append(draw(host, job.directory))
+    trials = [trial for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()]
+    return of_study(card, result, accuracy, trials, _existing(files))
+
+
+def _existing(files: Iterable[Path | None]) -> list[Path]:
+    return [file for file in files if file is not None and file.is_file()]
+
+
+def _folder(reference: str) -> Path:
+    """Folder of a study's file; the current one where it is a module."""
+    place = reference.rpartition(":")[0] or reference
+    file = next((Path(name) for name in (reference, place) if Path(name).is_file()), None)
+    return file.resolve().parent if file is not None else Path.cwd()
+
+
+def draw(host: optuna.Study, directory: Path) -> Path | None:
+    """Write the study's figure into its folder and say where; a figure that fails costs no result."""
+    if not any(trial.state.is_finished() for trial in host.get_trials(deepcopy=False)):
+        return None
+    target = directory / "study.png"
+    try:
+        from ww_opt.reporting.plots import study_figure
+
+        directory.mkdir(parents=True, exist_ok=True)
+        aside = directory / ".study.png.part"
+        study_figure(host).savefig(aside, dpi=120, format="png")
+        aside.replace(target)
+    except Exception as error:
+        click.echo(f"The study's figure could not be drawn: {type(error).__name__}: {error}", err=True)
+        return None
+    click.echo(f"Figure of the study: {target}")
+    return target
+
+
+def finish(tracker: MLflowCallback | None, host: optuna.Study, contents: Contents | None = None) -> None:
+    """Write to MLflow what is not there yet, and say how to get there what could not be written."""
+    if tracker is None or not (missing := tracker.finish(host, contents=contents)):
+        return
+    some = f"{missing} trial{'s are' if missing > 1 else ' is'} not in MLflow"
+    if tracker.trouble is None or tracker.trouble.is_passing:
+        why = f" ({tracker.trouble.what})" if tracker.trouble is not None else ""
+        click.echo(f"{some} yet{why}; the same command, run again, writes them.", err=True)
+        return
+    then = "" if "same command" in tracker.trouble.remedy else "; then the same command, run again, writes them"
+    click.echo(f"{some}, since {tracker.trouble.what}. To have them there, {tracker.trouble.remedy}{then}.", err=True)

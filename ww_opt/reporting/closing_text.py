@@ -1,0 +1,93 @@
+"""The words at the end of a study."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ww_opt.reporting.terminal import command_line, layer_table, legend, number, settings_table
+
+if TYPE_CHECKING:
+    from ww_opt.study.closing import Closing, TestAccuracy
+
+__all__ = ["accuracy_text", "closing_text", "mlflow_text"]
+
+_N_REASONS = 5
+_WIDTH = 100
+
+
+def closing_text(result: Closing, settings: Mapping[str, Any]) -> str:
+    """Tell what a study found, without the test set: what alarms first, then the pick and how far to trust it."""
+    counts = _counts(result)
+    alarms = ["Read this first", "", *_items(result.alarms), ""] if result.alarms else []
+    if result.pick is None or result.pick.value is None:
+        why = "widen the space or let the pruner start later" if not result.trust else "relax what is said below"
+        lines = [*alarms, f"{counts}. There is nothing to pick: {why}.", *_reasons(result.reasons)]
+        return "\n".join([*lines, *_items(result.trust)])
+    better = "lower" if result.direction == "minimize" else "higher"
+    head = f"The pick: trial {result.pick.number}, score {number(result.pick.value)} ({better} is better)"
+    if result.look is not None and not math.isnan(result.look.train_loss):
+        head += f", training loss {number(result.look.train_loss)}"
+    parts = [*alarms, head, *textwrap.wrap(result.meaning, _WIDTH), "", settings_table(settings)]
+    if result.look is not None and result.look.layers:
+        layers = result.look.layers
+        parts += ["", "Its layers", "", layer_table(layers), *([words] if (words := legend(layers)) else [])]
+    parts += ["", f"{counts}; pruning saved {result.saved:.0%} of the epochs.", *_reasons(result.failures)]
+    if result.trust:
+        parts += ["", "How far to trust this ranking", "", *_items(result.trust)]
+    return "\n".join(parts)
+
+
+def _counts(result: Closing) -> str:
+    text = f"{result.n_complete} trial{'s' * (result.n_complete != 1)} completed"
+    if result.n_settings < result.n_complete:
+        text += f" ({result.n_settings} distinct setting{'s' * (result.n_settings != 1)})"
+    text += f", {result.n_pruned} pruned, {result.n_failed} failed"
+    return f"{text}, {result.n_interrupted} interrupted" if result.n_interrupted else text
+
+
+def _items(sentences: Iterable[str]) -> list[str]:
+    return [textwrap.fill(own, _WIDTH, initial_indent="- ", subsequent_indent="  ") for own in sentences]
+
+
+def _reasons(reasons: Iterable[str]) -> list[str]:
+    """Name the commonest reasons, each once."""
+    found = Counter(" ".join(reason.split()) for reason in reasons if reason).most_common(_N_REASONS)
+    return [f"  {reason}" + (f" ({count} times)" if count > 1 else "") for reason, count in found]
+
+
+def accuracy_text(accuracy: TestAccuracy) -> str:
+    """Tell what the sealed test set says: accuracies in percent, any other metric as it is."""
+    known = [own for own in (accuracy.pick, accuracy.best, accuracy.median, accuracy.again) if not math.isnan(own)]
+    is_share = accuracy.metric == "accuracy" and all(0.0 <= own <= 1.0 for own in known)
+
+    def told(value: float) -> str:
+        return f"{value:.1%}" if is_share else number(value)
+
+    width = max(len(told(own)) for own in known) if known else 0
+    width = max(width, 6)
+    lines = [
+        f"The sealed test set, opened only now ({accuracy.metric})",
+        f"  the pick          {told(accuracy.pick):>{width}}",
+    ]
+    if not math.isnan(accuracy.again):
+        lines[1] += f"  ({told(accuracy.again)} trained again with all examples from the start)"
+    if not math.isnan(accuracy.best):
+        lines += [
+            f"  the best trial    {told(accuracy.best):>{width}}  "
+            f"(trial {accuracy.best_number}, known by hindsight only)",
+            f"  the median trial  {told(accuracy.median):>{width}}  (of {accuracy.n_trials} completed)",
+        ]
+    return "\n".join(lines)
+
+
+def mlflow_text(uri: str) -> str:
+    """Tell where the MLflow runs are, and how to look at them; without a password."""
+    shown = re.sub(r"//[^/\s@]+@", "//***@", uri)
+    if shown.startswith("http"):
+        return f"MLflow runs: {shown}"
+    return f"MLflow runs: {shown}; to look at them:\n  {command_line('mlflow', 'ui', '--backend-store-uri', shown)}"

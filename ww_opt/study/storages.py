@@ -1,0 +1,149 @@
+"""Where Optuna keeps a study: made whole at its first use, and errors told by their cause."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from ww_opt.study.first_use import database_file, place_whole
+
+T = TypeVar("T")
+
+__all__ = ["StorageError", "open_storage", "reading"]
+
+_SQLITE_SECONDS = 60
+_TRIES = 3
+_MADE_MEANWHILE = re.compile(r"already exists|duplicate key|UNIQUE constraint", re.IGNORECASE)
+
+
+class StorageError(ValueError):
+    """The storage cannot be used; the message says why, and what to do."""
+
+
+def open_storage(storage: str | BaseStorage | None) -> str | BaseStorage | None:
+    """Open Optuna's storage: a database URL, a file that ends in ``.journal`` or ``.log``, a storage, or ``None``.
+
+    A new SQLite file is made aside and moved into place, so that a kill leaves no half of it and two processes that
+    come at once do not both make its tables.
+
+    Raises:
+        StorageError: see :func:`reading`.
+    """
+    if not isinstance(storage, str):
+        return storage
+    return reading(storage, lambda: _opened(storage))
+
+
+def reading(storage: object, action: Callable[[], T]) -> T:
+    """Do what reads or writes the storage, and tell what goes wrong there by its cause.
+
+    Raises:
+        StorageError: the address is wrong, the place cannot be written, the server refuses, or what lies there is no
+            storage of this Optuna.
+    """
+    try:
+        return action()
+    except (
+        SQLAlchemyError,
+        OSError,
+        RuntimeError,
+        ImportError,
+        ValueError,
+        KeyError,
+        optuna.exceptions.OptunaError,
+    ) as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(_told(_shown(storage), error)) from error
+
+
+def _opened(storage: str) -> BaseStorage:
+    if storage.endswith((".journal", ".log")) and "://" not in storage:
+        return JournalStorage(JournalFileBackend(storage))
+    if "://" not in storage:
+        raise StorageError(
+            f"--storage must be a database URL or a file NAME.journal, but got {storage!r}: "
+            f"write sqlite:///{storage} for an SQLite file."
+        )
+    file = database_file(storage)
+    if file is None:
+        return _database(storage)
+    place_whole(file, lambda aside: _made(f"sqlite:///{aside.as_posix()}"))
+    return _database(storage)
+
+
+def _made(url: str) -> None:
+    RDBStorage(url).engine.dispose()
+
+
+def _database(url: str) -> RDBStorage:
+    # workers write one after the other, and a busy disk makes them wait longer than the default of 5 seconds
+    is_sqlite = make_url(url).get_backend_name() == "sqlite"
+    options = {"connect_args": {"timeout": _SQLITE_SECONDS}} if is_sqlite else None
+    for left in reversed(range(_TRIES)):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except SQLAlchemyError as error:
+            if not left or not _MADE_MEANWHILE.search(str(error)):
+                raise
+            time.sleep(0.5)  # another process makes the tables just now
+    raise AssertionError("unreachable")
+
+
+def _told(where: str, error: BaseException) -> str:
+    text = str(error).strip()
+    first = next(iter(text.splitlines()), "") or type(error).__name__
+    cause = f"--storage must be a place that can be written, but {where} gives: {first}"
+    if isinstance(error, ArgumentError):
+        return f"--storage must be a database URL or a file NAME.journal, but {where} gives: {first}"
+    if isinstance(error, ImportError):
+        return f"--storage needs the database's driver, but {where} gives: {first} Install it, or take sqlite:///."
+    for pattern, remedy in _REMEDIES:
+        if re.search(pattern, text, re.IGNORECASE):
+            return f"{cause}. {remedy}"
+    return f"{cause} ({type(error).__name__})."
+
+
+_REMEDIES = (
+    (
+        r"no longer compatible with the table schema",
+        "Another version of Optuna, or another program, made it: run `optuna storage upgrade --storage URL`, install "
+        "that version, or choose another --storage.",
+    ),
+    (
+        r"not a database|malformed|Extra data|Expecting value|Unterminated string|codec can't decode|KeyError|op_code",
+        "What lies there is damaged, or is no storage of Optuna: move it away or choose another --storage.",
+    ),
+    (
+        r"no such table|no such column|has no column|UndefinedTable|UndefinedColumn",
+        "Its tables are not Optuna's, or were made by another version: move it away or choose another --storage.",
+    ),
+    (
+        r"password|authentication|access denied|role .* does not exist|permission denied for",
+        "The server refuses the login: check user and password in --storage.",
+    ),
+    (
+        r"could not translate host|name or service not known|connection refused|could not connect|can't connect|"
+        r"timed? ?out|no route to host|network is unreachable",
+        "The server cannot be reached: check host and port in --storage, and that it runs.",
+    ),
+    (r"database .* does not exist|unknown database", "Create the database, or name another in --storage."),
+    (r"database is locked", "Another program holds it: run the command again once that is done."),
+    (
+        r"readonly|read-only|unable to open|permission denied|no such file|is a directory|not a directory",
+        "Check that the folder exists and can be written, or choose another --storage.",
+    ),
+    (r"disk is full|no space left", "Free some space, or choose another --storage."),
+)
+
+
+def _shown(storage: object) -> str:
+    return repr(re.sub(r"//[^/\s]+@", "//***@", storage)) if isinstance(storage, str) else type(storage).__name__
