@@ -24,6 +24,7 @@ PROMISED = {
     "LateEntry",
     "LateExamples",
     "LayerSettings",
+    "LayerwiseSampler",
     "LayerwiseSpace",
     "Run",
     "SCORES",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ww_opt.search.pruner import SpectralPruner as SpectralPruner
     from ww_opt.search.report import report as report
     from ww_opt.search.report import report_late as report_late
+    from ww_opt.search.sampler import LayerwiseSampler as LayerwiseSampler
     from ww_opt.search.space import LayerwiseSpace as LayerwiseSpace
     from ww_opt.spectral.scores import SCORES as SCORES
     from ww_opt.spectral.scores import score as score
@@ -38,6 +39,7 @@ _HOME = {
     "LateEntry": "training.late_entry",
     "LateExamples": "training.late_entry",
     "LayerSettings": "training.layerwise",
+    "LayerwiseSampler": "search.sampler",
     "LayerwiseSpace": "search.space",
     "Run": "search.own_loop",
     "SCORES": "spectral.scores",

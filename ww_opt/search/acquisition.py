@@ -1,4 +1,4 @@
-"""Where to look next: the point of largest expected improvement, looked for where labels agree and around the leaders."""
+"""Where to look next: the point of largest expected improvement, where labels agree and around the leaders."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ _MAX_ITERATIONS = 40
 
 @dataclass(frozen=True)
 class Proposal:
-    """A point of the unit cube, ``[n]``, and the improvement expected of it over the best believed so far, in the units
-    of the surrogate's values; 0 or more."""
+    """A point of the unit cube, ``[n]``, and the improvement expected of it over the best believed so far.
+
+    The improvement is in the units of the surrogate's values, 0 or more.
+    """
 
     point: Array
     expected_improvement: float

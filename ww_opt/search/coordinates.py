@@ -131,7 +131,7 @@ class Coordinates:
         return int(self.is_shared.sum())
 
     def shared(self, points: Array) -> Array:
-        """Points of the cube whose labels agree, ``[m, n]``, from their shared coordinates in [0, 1], ``[m, n_shared]``."""
+        """Points of the cube whose labels agree, ``[m, n]``, from shared coordinates in [0, 1], ``[m, n_shared]``."""
         cube = np.empty((len(points), self.n))
         for place, group in enumerate(self.groups):
             cube[:, group] = points[:, place : place + 1]

@@ -1,5 +1,8 @@
-"""An Optuna sampler for settings per layer: it searches what all layers share first, and opens what sets them apart as
-the trials tell that it matters. Decides from the record alone."""
+"""An Optuna sampler for settings per layer.
+
+It searches what all layers share first, and opens what sets them apart as the trials tell that it matters. It decides
+from the record alone.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ diverged would flatten all others."""
 class LayerwiseSampler(BaseSampler):
     """Samples parameters named ``<kind>/<label>`` by what labels of a kind have in common.
 
-    Inside, a kind with many labels is four coordinates (all alike, rising or bending with depth, the last label apart) and
-    what each label does alone, under a Gaussian process whose prior says that labels agree; see
+    Inside, a kind with many labels is four coordinates (all alike, rising or bending with depth, the last label apart)
+    and what each label does alone, under a Gaussian process whose prior says that labels agree; see
     :mod:`ww_opt.search.surrogate`. The first trials differ in what all labels share and in nothing else. Parameters of
     other names, numbers or categories, are searched beside them, so that it serves for any single-objective study.
 
@@ -44,6 +47,9 @@ class LayerwiseSampler(BaseSampler):
     failed, or whose value is not finite, as a step worse than the worst. Running trials, of other processes too, count
     with what is believed of them: workers do not propose one point twice. Constraints (``trial.set_constraint``) are
     met with the probability that a second process gives. All is read from storage; nothing is remembered between calls.
+
+    It is not the default of :class:`ww_opt.Study` yet. On a synthetic target with a trend over 150 labels it comes within
+    the labels' own spread in 40 to 60 trials; on real tasks it was not judged beyond one seed.
 
     Args:
         seed: of the proposals. Workers need different ones, as :func:`ww_opt.study.study.open_study` gives them.

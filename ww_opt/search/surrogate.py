@@ -35,8 +35,9 @@ class Belief(NamedTuple):
 
 @dataclass(frozen=True)
 class _Features:
-    """What the covariance is made of: coordinates ``[m, p]``, what labels do alone (one ``[m, labels]`` a kind), and the
-    variance of the labels of each kind, ``[kinds, m]``.
+    """What the covariance is made of.
+
+    Coordinates ``[m, p]``, what labels do alone (one ``[m, labels]`` a kind), variance of the labels ``[kinds, m]``.
     """
 
     coordinates: Array
@@ -54,8 +55,11 @@ def _features(of: Coordinates, points: Array) -> _Features:
 
 @dataclass(frozen=True)
 class _Scales:
-    """Hyperparameters: noise and signal variance, weights of the coordinates, linear and quadratic variance of what
-    labels do alone, cost of their variance."""
+    """Hyperparameters.
+
+    Noise and signal variance, weights of the coordinates, linear and quadratic variance of what labels do alone, cost
+    of their variance.
+    """
 
     noise: float
     signal: float
