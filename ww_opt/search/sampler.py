@@ -48,8 +48,8 @@ class LayerwiseSampler(BaseSampler):
     with what is believed of them: workers do not propose one point twice. Constraints (``trial.set_constraint``) are
     met with the probability that a second process gives. All is read from storage; nothing is remembered between calls.
 
-    It is not the default of :class:`ww_opt.Study` yet. On a synthetic target with a trend over 150 labels it comes within
-    the labels' own spread in 40 to 60 trials; on real tasks it was not judged beyond one seed.
+    It is not the default of :class:`ww_opt.Study` yet. On a synthetic target with a trend over 150 labels it comes
+    within the labels' own spread in 40 to 60 trials; on real tasks it was not judged beyond one seed.
 
     Args:
         seed: of the proposals. Workers need different ones, as :func:`ww_opt.study.study.open_study` gives them.
@@ -147,7 +147,8 @@ class _Known:
         if not known.any():
             complete, known = self._values((TrialState.PRUNED,)), np.isfinite(self._values((TrialState.PRUNED,)))
         if known.sum() < 2 or np.ptp(complete[known]) == 0.0:
-            return self._coordinates.shared(rng.random((1, self._coordinates.n_shared)))[0]
+            shared: Array = self._coordinates.shared(rng.random((1, self._coordinates.n_shared)))
+            return np.asarray(shared[0])
         values, scale = _standardised(complete[known])
         surrogate = fit_surrogate(self._coordinates, self.points[known], values)
         filled = np.full(len(self._trials), np.nan)
