@@ -120,7 +120,7 @@ class TestConfigure:
 
 @pytest.mark.parametrize(("n_trials", "is_crowded"), [(2, True), (3, False)])
 def test_more_parameters_than_trials_are_told(n_trials: int, is_crowded: bool) -> None:
-    text = crowding(LayerwiseSpace(lr=LR), model(), n_trials)
+    text = crowding(len(LayerwiseSpace(lr=LR).parameters(model())), n_trials)
     assert text.startswith("3 parameters are searched in 2 trials") is is_crowded
     assert bool(text) is is_crowded
 

@@ -145,14 +145,13 @@ class LayerwiseSpace:
         return groups
 
 
-def crowding(space: LayerwiseSpace, model: nn.Module, n_trials: int) -> str:
+def crowding(n_parameters: int, n_trials: int) -> str:
     """Say that a search has more parameters than trials; empty where it has not."""
-    n = len(space.parameters(model))
-    if n <= n_trials:
+    if n_parameters <= n_trials:
         return ""
     return (
-        f"{n} parameters are searched in {n_trials} trials: with fewer trials than parameters a search knows little "
-        "more than chance. Share settings between layers (`label=by_depth`, `by_kind` or `tied`), or run more trials."
+        f"{n_parameters} parameters are searched in {n_trials} trials: with fewer trials than parameters a search knows "
+        "little more than chance. Share settings between layers (`label=by_depth`, `by_kind` or `tied`), or run more trials."
     )
 
 

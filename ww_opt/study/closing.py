@@ -17,6 +17,7 @@ from ww_opt.search import records
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.ranking import is_interrupted, n_settings, ranking
 from ww_opt.search.records import Look
+from ww_opt.search.space import crowding
 from ww_opt.spectral.guards import FLOOR
 from ww_opt.spectral.scores import LATE_SHARE
 from ww_opt.study.alarms import alarms
@@ -99,7 +100,7 @@ def closing(
     if pick is not None:
         noise = seed_noise(study, host, pick, announce) if repeat else math.nan
         said += trust(study, ranked.trials, pick, noise, sampler=host.sampler, alarms=warned)
-        if many := _many(len(pick.params), len(trials)):
+        if many := crowding(len(pick.params), len(trials)):
             said.append(many)
     seen = records.looks(pick) if pick is not None else ()
     return Closing(
@@ -132,16 +133,7 @@ def too_many_parameters(objective: SpectralObjective, n_trials: int) -> str:
             n = len(objective.space.parameters(objective.task.build_model()))
     except Exception:  # what is wrong is told by the first trial, with its place
         return ""
-    return _many(n, n_trials)
-
-
-def _many(n: int, n_trials: int) -> str:
-    if n <= n_trials:
-        return ""
-    return (
-        f"{n} parameters are searched in {n_trials} trials: most are hardly varied. Give layers a common label "
-        "(`by_block()`, `tied`), fix some settings, or run more trials."
-    )
+    return crowding(n, n_trials)
 
 
 def meaning(objective: SpectralObjective) -> str:
