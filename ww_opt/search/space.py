@@ -150,8 +150,9 @@ def crowding(n_parameters: int, n_trials: int) -> str:
     if n_parameters <= n_trials:
         return ""
     return (
-        f"{n_parameters} parameters are searched in {n_trials} trials: with fewer trials than parameters a search knows "
-        "little more than chance. Share settings between layers (`label=by_depth`, `by_kind` or `tied`), or run more trials."
+        f"{n_parameters} parameters are searched in {n_trials} trials: with fewer trials than parameters a search "
+        "knows little more than chance. Share settings between layers (`label=by_depth`, `by_kind` or `tied`), or run "
+        "more trials."
     )
 
 
