@@ -238,6 +238,13 @@ def test_a_second_look_is_remembered_until_a_weight_changes() -> None:
     assert diagnose(model, randomize=True).rows[0].extra
 
 
+def test_a_layer_that_is_cut_otherwise_is_measured_anew() -> None:
+    model = nn.Sequential(nn.Conv2d(32, 64, 3, groups=2), nn.Linear(64, 48))
+    before = diagnose(model).rows[0].n_matrices
+    model[0].groups = 1  # the same numbers in the same memory
+    assert (before, diagnose(model).rows[0].n_matrices) == (18, 9)
+
+
 def test_threads_change_no_number() -> None:
     model = nn.Sequential(*[nn.Linear(48, 40 + i) for i in range(5)])
     threads = torch.get_num_threads()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ class TestFiles:
     def test_kinds_of_three_and_more_dimensions(self, key: str, shape: tuple[int, ...], kind: str, role: str) -> None:
         rows = {row.parameter: row for row in diagnose({key: torch.randn(shape), "fc.weight": torch.randn(64, 64)})}
         assert (rows[key].kind, rows[key].role.name) == (kind, role)
+
+    def test_a_layer_that_starts_from_zeros_is_no_mask(self) -> None:
+        state = {"fc1.weight": torch.zeros(64, 64), "fc1.bias": torch.zeros(64), "fc2.weight": torch.randn(64, 64)}
+        assert roles(state)["fc1"] == "HIDDEN"
+        state["fc1.weight"] = torch.full((64, 64), torch.nan)  # a training that diverged: broken, and no table
+        assert math.isnan(score(state))
 
     def test_a_stack_is_read_as_its_matrices(self) -> None:
         weight = torch.randn(6, 96, 64)

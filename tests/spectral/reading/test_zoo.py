@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.spectral.reading.zoo import ZOO, with_adapters
 from ww_opt.spectral import SCORES, diagnose, score
-from ww_opt.spectral.scores import judged
+from ww_opt.spectral.scores import judged, network_gain
 
 
 def dropped_ties(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -129,6 +129,14 @@ def test_what_is_no_hidden_layer_is_a_row_and_not_in_the_score(name: str) -> Non
     heads = LEFT_OUT.get(name) or {path for path in rows if "head" in path and "conv_head" not in path}
     assert {path for path in outside if path not in embeddings | tables | heads} == set()
     assert not {row.name for row in rows.values() if row.is_judged} & (embeddings | tables | heads)
+
+
+def test_a_tie_is_read_from_the_file_that_dropped_a_name(tmp_path: Path) -> None:
+    """The gain, which the score cuts at Xavier's, tells whether the row left is known to be an embedding as well."""
+    model = built("tied_gpt_whose_head_sorts_first")
+    rows = diagnose(as_safetensors(model, tmp_path)).rows
+    assert network_gain(rows) == pytest.approx(network_gain(diagnose(model).rows), rel=1e-9)
+    assert {row.name: row.role.name for row in rows}["a_head"] == "EMBEDDING"
 
 
 def test_adapters_count_as_what_they_merge_to() -> None:
