@@ -163,3 +163,8 @@ class TestErrors:
     def test_dropout_may_name_only_labels_that_have_one(self) -> None:
         with pytest.raises(ValueError, match=r"but got \['stem'\]; labels with one: \['blocks\.0\.0'\]"):
             ask(LayerwiseSpace(dropout={"stem": RATE}))
+
+
+def test_a_label_that_is_no_function_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="from ww_opt import tied"):
+        LayerwiseSpace(lr=LR, label="tied")  # type: ignore[arg-type]

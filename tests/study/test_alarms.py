@@ -97,3 +97,12 @@ def test_the_most_serious_comes_first() -> None:
     said = alarms([nothing, *[trial(state=TrialState.FAIL, reason="x")] * 2], [nothing], nothing)
     assert [own.split()[0] for own in said] == ["Nothing", "2"]
     assert alarms([], [], None) == []
+
+
+def test_divergence_is_called_so_and_no_pick_is_none() -> None:
+    reason = "the training loss became nan at step 20: training diverged"
+    gone = [trial(state=TrialState.PRUNED, step=20, reason=reason)] * 3
+    (said,) = alarms(gone, [], None)
+    assert said.startswith("3 of 3 trials diverged: ")
+    assert "learning rate" in said
+    assert "pick" not in said

@@ -19,7 +19,7 @@ from tests.study.test_closing import late_study
 from ww_opt import Study, Task
 from ww_opt.search import records
 from ww_opt.search.ranking import comparable
-from ww_opt.study.closing import closing
+from ww_opt.study.closing import closing, meaning
 from ww_opt.study.study import open_study, run
 from ww_opt.study.trust import seed_noise, trust
 
@@ -173,3 +173,12 @@ def test_cohorts_of_few_labels_are_told(n: int, is_said: bool) -> None:
     pick = optuna.trial.create_trial(value=1.0, user_attrs={"ww_opt:late": late})
     said = trust(late_study([]), [pick], pick)
     assert any(own.startswith(f"The smallest cohort has {n} labels") for own in said) is is_said
+
+
+def test_a_loss_that_is_no_cross_entropy_is_explained_as_such() -> None:
+    late = late_study([])
+    entry = late.objective.task.late_entry
+    assert entry is not None
+    without = replace(late.objective.task, late_entry=replace(entry, logits=None))
+    assert "ln(loss on examples" in meaning(replace(late.objective, task=without))
+    assert "accuracy" in meaning(replace(late.objective, task=with_classes(late.objective.task)))

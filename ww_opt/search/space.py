@@ -59,6 +59,11 @@ class LayerwiseSpace:
             raise ValueError(
                 "A space needs at least one setting, but got none: give lr, weight_decay, dropout or momentum."
             )
+        if not callable(self.label):
+            raise TypeError(
+                f"`label` must be a function from a layer's name to its label, but got {self.label!r}: import one, "
+                "such as `from ww_opt import tied`, or write `lambda name: ...`."
+            )
         for kind in _KINDS:
             choice = getattr(self, kind)
             for value in choice.values() if isinstance(choice, Mapping) else (choice,):

@@ -30,7 +30,7 @@ def alarms(ended: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial], pick: Fr
     late = [[Judgement.from_record(own) for own in records.read(trial, "late")] for trial in asked]
     firsts = [float(records.read(trial, "first_loss", math.nan)) for trial in asked]
     said = late_alarms(late, firsts) if asked else about_learning(pick) if pick is not None else []
-    return [*said, *about_ends(ended)]
+    return [*said, *about_ends(ended, is_picked=pick is not None)]
 
 
 def about_learning(pick: FrozenTrial) -> list[str]:
@@ -45,19 +45,27 @@ def about_learning(pick: FrozenTrial) -> list[str]:
     return []
 
 
-def about_ends(ended: Sequence[FrozenTrial]) -> list[str]:
-    """Say so where most trials failed, or were pruned before half of their run."""
+def about_ends(ended: Sequence[FrozenTrial], *, is_picked: bool = True) -> list[str]:
+    """Say so where most trials failed, diverged, or were pruned before half of their run."""
     found = []
+    rest = " The pick is the best of the few others." if is_picked else ""
     failed = [trial for trial in ended if outcome(trial) == "failed"]
     if 2 * len(failed) > len(ended):
         kinds = Counter(records.reason(trial).partition(":")[0] or "unknown" for trial in failed)
         most = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(3))
-        found.append(f"{len(failed)} of {len(ended)} trials failed: {most}. The pick is the best of the few others.")
+        found.append(f"{len(failed)} of {len(ended)} trials failed: {most}.{rest}")
+    diverged = [trial for trial in ended if outcome(trial) == "pruned" and _has_diverged(trial)]
+    if 2 * len(diverged) > len(ended):
+        found.append(
+            f"{len(diverged)} of {len(ended)} trials diverged: {some(_numbers(diverged))}.{rest} Lower the bounds of "
+            "the learning rate, clip gradients (`clip_norm`), or look for NaN in the data and in the loss."
+        )
+        return found
     early = [trial for trial in ended if outcome(trial) == "pruned" and _is_early(trial)]
     if 2 * len(early) > len(ended):
         found.append(
-            f"{len(early)} of {len(ended)} trials were pruned before half of their run: {some(_numbers(early))}. The "
-            "pick is the best of the few others; let the pruner start later, or narrow the space."
+            f"{len(early)} of {len(ended)} trials were pruned before half of their run: {some(_numbers(early))}."
+            f"{rest} Let the pruner start later, or narrow the space."
         )
     return found
 
@@ -70,3 +78,8 @@ def _is_early(trial: FrozenTrial) -> bool:
     looks = records.looks(trial)
     # one that diverged before its first look has none
     return not looks or 0 < 2 * looks[-1].step < looks[-1].n_steps
+
+
+def _has_diverged(trial: FrozenTrial) -> bool:
+    reason = records.reason(trial)
+    return any(word in reason for word in ("diverged", "not finite", "NaN or infinite"))

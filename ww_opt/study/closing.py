@@ -143,6 +143,12 @@ def meaning(objective: SpectralObjective) -> str:
         if objective.score == "default"
         else f"the score {objective.score!r} of the weights"
     )
+    late_entry = objective.task.late_entry
+    if objective.guard == "late" and late_entry is not None and late_entry.logits is None:
+        return (
+            "The score is ln(loss on examples that joined late / loss before training): 0 where nothing was learnt, "
+            f"below is better. To it comes {LATE_SHARE:.0%} of {own}."
+        )
     if objective.guard == "late":
         return (
             "The score is what training took off the loss, as examples that joined late see it (calibrated, less half "

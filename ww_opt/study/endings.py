@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search.ranking import is_interrupted
+from ww_opt.study.faults import is_bad_input
 
 Observer = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -51,10 +52,12 @@ class Failures:
     def may_pass(self, trial: optuna.Trial, error: Exception) -> bool:
         """Whether the study goes on after a trial raised; says in the error's notes why not, where it could have.
 
-        It does not while no trial has completed or was pruned, nor when this one is the third in a row to fail since
-        this run began.
+        It does not where a check of this package refused the input, while no trial has completed or was pruned, nor
+        when this one is the third in a row to fail since this run began.
         """
         if not isinstance(error, self._catch):
+            return False
+        if is_bad_input(error):  # a check of ours: no other setting would pass it
             return False
         ended = [
             own

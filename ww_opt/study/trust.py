@@ -105,6 +105,7 @@ def trust(
     drawn = study.sampler(0) if sampler is None else sampler
     return [
         *_about_number(n_settings(trials), len(trials)),
+        *_about_judges(pick),
         *_about_spread(trials, pick, noise, bool(alarms)),
         *_about_layers(pick),
         *_about_guard(study, pick, "search" if is_search(drawn) else "random"),
@@ -167,6 +168,16 @@ def _about_layers(pick: FrozenTrial) -> list[str]:
     return found
 
 
+def _about_judges(pick: FrozenTrial) -> list[str]:
+    sizes = [int(own["n"]) for own in records.read(pick, "late", ())]
+    if sizes and min(sizes) < FEW_JUDGES:
+        return [
+            f"The smallest cohort has {min(sizes)} labels to judge by: one of them moves the ranking. With so few "
+            "examples take larger cohorts (`shares`), or trust the settings you know."
+        ]
+    return []
+
+
 def _about_guard(study: Study, pick: FrozenTrial, drawn: str) -> list[str]:
     guard, looks = study.objective.guard, records.looks(pick)
     asked = {
@@ -183,12 +194,6 @@ def _about_guard(study: Study, pick: FrozenTrial, drawn: str) -> list[str]:
     else:
         better = "" if guard == "late" else f"; with guard='late', {POINTS_LOST[drawn]['late']}"
         found = [f"{asked}: {_MEASURED[drawn].format(POINTS_LOST[drawn][guard])}{better}."]
-    sizes = [int(own["n"]) for own in records.read(pick, "late", ())]
-    if sizes and min(sizes) < FEW_JUDGES:
-        found.append(
-            f"The smallest cohort has {min(sizes)} labels to judge by: one of them moves the ranking. With so few "
-            "examples take larger cohorts (`shares`), or trust the settings you know."
-        )
     first_loss = records.read(pick, "first_loss")
     if guard != "late" and looks and first_loss and looks[-1].train_loss < 0.05 * first_loss:
         found.append(
