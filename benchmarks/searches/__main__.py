@@ -1,0 +1,28 @@
+"""``python -m benchmarks.searches run [--cases a,b] [--methods a,b] [--seeds 0,1]``; ``judge`` prints the tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.searches.kept import PATH, SEARCH_CASES, SEEDS, as_line, run_searches
+from benchmarks.searches.methods import METHODS
+
+
+def main() -> None:
+    """Run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.searches")
+    parser.add_argument("what", choices=("run",))
+    parser.add_argument("--cases", default=",".join(case.name for case in SEARCH_CASES))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--path", type=Path, default=PATH)
+    options = parser.parse_args()
+    cases = [case for case in SEARCH_CASES if case.name in options.cases.split(",")]
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    for record in run_searches(cases, options.methods.split(","), seeds, options.path):
+        print(as_line(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

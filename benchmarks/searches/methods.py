@@ -1,0 +1,103 @@
+"""The searches that are compared: each asks for ``N_RUNS`` runs in all, the user's own settings first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from benchmarks.searches.engine import Answer, Env, Parameters, Request, Search
+from ww_opt.search.coordinates import from_unit, to_unit
+from ww_opt.search.sampler import LayerwiseSampler
+
+__all__ = ["METHODS", "N_RUNS"]
+
+N_RUNS = 40
+
+
+def with_sampler(
+    sampler: Callable[[int], BaseSampler], *, is_shared: bool = False, on_test: bool = False
+) -> Callable[[Env, int], Search]:
+    """Search with one of Optuna's samplers; the best value is the pick."""
+
+    def search(env: Env, seed: int) -> Search:
+        space = _shared(env.parameters) if is_shared else env.parameters
+        study = optuna.create_study(sampler=sampler(seed))
+        study.enqueue_trial({name: env.untuned[_first(name, env)] for name in space})
+        tried: list[tuple[float, Parameters]] = []
+        for _ in range(N_RUNS):
+            trial = study.ask(dict(space))
+            parameters = _per_layer(trial.params, env) if is_shared else dict(trial.params)
+            answer = yield Request(parameters, seed)
+            value = -answer.test if on_test and math.isfinite(answer.value) else answer.value
+            tried.append((value, parameters))
+            if math.isfinite(value):
+                study.tell(trial, value)
+            else:
+                study.tell(trial, state=TrialState.FAIL)
+        return min(tried, key=lambda own: own[0])[1]
+
+    return search
+
+
+def _shared(parameters: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    """One parameter ``<kind>/all`` for all layers."""
+    return {f"{name.partition('/')[0]}/all": own for name, own in parameters.items()}
+
+
+def _first(name: str, env: Env) -> str:
+    kind = name.partition("/")[0]
+    return next(own for own in env.parameters if own.partition("/")[0] == kind)
+
+
+def _per_layer(shared: Mapping[str, Any], env: Env) -> dict[str, float]:
+    return {name: shared[f"{name.partition('/')[0]}/all"] for name in env.parameters}
+
+
+def trust_region_random(env: Env, seed: int) -> Search:
+    """Random search around the best so far, in a region that grows with success and shrinks with failure."""
+    rng, names = np.random.default_rng(seed), list(env.parameters)
+    best, best_value, width = _encoded(env, env.untuned), math.inf, 0.4
+    pick: Parameters = env.untuned
+    for number in range(N_RUNS):
+        moved = best + width * rng.uniform(-1, 1, len(names)) * (rng.random(len(names)) < max(0.3, 2 / len(names)))
+        point = best if number == 0 else np.clip(moved, 0, 1)
+        parameters = _decoded(env, point)
+        answer: Answer = yield Request(parameters, seed)
+        if answer.value < best_value:
+            best, best_value, pick, width = point, answer.value, parameters, min(width * 1.3, 0.5)
+        else:
+            width = max(width * 0.93, 0.05)
+    return pick
+
+
+def _encoded(env: Env, parameters: Parameters) -> np.ndarray:
+    return np.array([to_unit(parameters[name], _number(own)) for name, own in env.parameters.items()])
+
+
+def _decoded(env: Env, point: np.ndarray) -> dict[str, float]:
+    pairs = zip(env.parameters.items(), point.tolist(), strict=True)
+    return {name: float(from_unit(place, _number(own))) for (name, own), place in pairs}
+
+
+def _number(own: BaseDistribution) -> FloatDistribution:
+    assert isinstance(own, FloatDistribution)
+    return own
+
+
+METHODS: Mapping[str, Callable[[Env, int], Search]] = {
+    "shared TPE": with_sampler(lambda seed: TPESampler(seed=seed), is_shared=True),
+    "shared random": with_sampler(lambda seed: RandomSampler(seed=seed), is_shared=True),
+    "per-layer TPE": with_sampler(lambda seed: TPESampler(seed=seed)),
+    "per-layer GP": with_sampler(lambda seed: GPSampler(seed=seed, deterministic_objective=False)),
+    "per-layer CMA-ES": with_sampler(lambda seed: CmaEsSampler(seed=seed, use_separable_cma=True)),
+    "trust-region random": trust_region_random,
+    "LayerwiseSampler": with_sampler(lambda seed: LayerwiseSampler(seed=seed)),
+    "LayerwiseSampler on the test set": with_sampler(lambda seed: LayerwiseSampler(seed=seed), on_test=True),
+}
