@@ -49,6 +49,7 @@ class Answer(NamedTuple):
     test: float
 
 
+Heard: TypeAlias = list[tuple[Request, Answer]]
 Search: TypeAlias = Generator[Request, Answer, Parameters]
 
 
@@ -149,11 +150,13 @@ class Env:
         return [(n_test * own + float(more)) / n for own, more in zip(found, right, strict=True)]
 
 
-def lockstep(env: Env, searches: Mapping[Any, Search]) -> Iterator[tuple[Any, list[tuple[Request, Answer]], Parameters]]:
+def lockstep(
+    env: Env, searches: Mapping[Any, Search]
+) -> Iterator[tuple[Any, list[tuple[Request, Answer]], Parameters]]:
     """Run searches to their ends; yield key, what was asked and answered, and the pick of each that has ended."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     asked: dict[Any, Request] = {}
-    heard: dict[Any, list[tuple[Request, Answer]]] = {key: [] for key in searches}
+    heard: dict[Any, Heard] = {key: [] for key in searches}
     for key, search in searches.items():
         asked[key] = next(search)
     while asked:

@@ -14,7 +14,10 @@ from optuna.trial import TrialState
 
 from benchmarks.searches.engine import Answer, Env, Parameters, Request, Search
 from ww_opt.search.coordinates import from_unit, to_unit
+from ww_opt.search.ranking import best
+from ww_opt.search.repeats import START, n_leaders, repeat_of
 from ww_opt.search.sampler import LayerwiseSampler
+from ww_opt.study.leaders import plan_repeat
 
 __all__ = ["METHODS", "N_RUNS"]
 
@@ -22,26 +25,30 @@ N_RUNS = 40
 
 
 def with_sampler(
-    sampler: Callable[[int], BaseSampler], *, is_shared: bool = False, on_test: bool = False
+    sampler: Callable[[int], BaseSampler], *, is_shared: bool = False, on_test: bool = False, n_repeats: int = 0
 ) -> Callable[[Env, int], Search]:
-    """Search with one of Optuna's samplers; the best value is the pick."""
+    """Search with one of Optuna's samplers; the pick is the best value or, with repeats, as ``Study`` takes it."""
 
     def search(env: Env, seed: int) -> Search:
         space = _shared(env.parameters) if is_shared else env.parameters
         study = optuna.create_study(sampler=sampler(seed))
         study.enqueue_trial({name: env.untuned[_first(name, env)] for name in space})
-        tried: list[tuple[float, Parameters]] = []
+        study.set_user_attr(START, 0)
         for _ in range(N_RUNS):
+            plan_repeat(study, N_RUNS, n_leaders(N_RUNS, n_repeats), n_repeats)
             trial = study.ask(dict(space))
             parameters = _per_layer(trial.params, env) if is_shared else dict(trial.params)
-            answer = yield Request(parameters, seed)
+            repeat = repeat_of(trial)
+            answer = yield Request(parameters, seed + 1000 * (repeat.draw if repeat else 0))
             value = -answer.test if on_test and math.isfinite(answer.value) else answer.value
-            tried.append((value, parameters))
             if math.isfinite(value):
                 study.tell(trial, value)
             else:
-                study.tell(trial, state=TrialState.FAIL)
-        return min(tried, key=lambda own: own[0])[1]
+                study.tell(trial, state=TrialState.PRUNED)
+        pick = best(study)
+        if pick is None:
+            return env.untuned
+        return _per_layer(pick.params, env) if is_shared else dict(pick.params)
 
     return search
 
@@ -98,6 +105,8 @@ METHODS: Mapping[str, Callable[[Env, int], Search]] = {
     "per-layer GP": with_sampler(lambda seed: GPSampler(seed=seed, deterministic_objective=False)),
     "per-layer CMA-ES": with_sampler(lambda seed: CmaEsSampler(seed=seed, use_separable_cma=True)),
     "trust-region random": trust_region_random,
-    "LayerwiseSampler": with_sampler(lambda seed: LayerwiseSampler(seed=seed)),
-    "LayerwiseSampler on the test set": with_sampler(lambda seed: LayerwiseSampler(seed=seed), on_test=True),
+    "shared TPE with repeats": with_sampler(lambda seed: TPESampler(seed=seed), is_shared=True, n_repeats=2),
+    "layerwise": with_sampler(lambda seed: LayerwiseSampler(seed=seed)),
+    "layerwise with repeats": with_sampler(lambda seed: LayerwiseSampler(seed=seed), n_repeats=2),
+    "layerwise on the test set": with_sampler(lambda seed: LayerwiseSampler(seed=seed), on_test=True),
 }

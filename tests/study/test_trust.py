@@ -140,7 +140,7 @@ class TestTrust:
         late = late_study([])
         trials = [frozen(0, 0.1)]
         classes = replace(late, objective=replace(late.objective, task=with_classes(late.objective.task)))
-        assert lost in "".join(trust(classes, trials, trials[0], sampler=sampler))
+        assert lost in "".join(trust(classes, trials, trials[0], host=optuna.create_study(sampler=sampler)))
 
     def test_what_was_not_measured_is_said(self) -> None:
         late = late_study([])

@@ -17,6 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search import records
+from ww_opt.search.repeats import INTERRUPTED, is_repeat, spread, start_of
 
 __all__ = [
     "INTERRUPTED",
@@ -32,8 +33,6 @@ __all__ = [
     "some",
 ]
 
-INTERRUPTED = "interrupted by the user"
-"""Reason of a trial that Ctrl-C ended: it uses up no budget and is done again."""
 _OUTCOMES = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
@@ -82,11 +81,12 @@ def ranking(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) ->
 
     Returns:
         The largest group of complete, feasible trials with a finite value that :func:`comparable` leaves together;
-        nothing where the study has several objectives, for it then has no best.
+        nothing where the study has several objectives, for it then has no best. Repeats are not ranked: they count for
+        the trials that they repeat, which lead, by their means (:mod:`ww_opt.search.repeats`).
     """
     if len(study.directions) != 1:
         return Ranking(())
-    complete = [trial for trial in _given(study, trials) if trial.state is TrialState.COMPLETE]
+    complete = [trial for trial in _given(study, trials) if trial.state is TrialState.COMPLETE and not is_repeat(trial)]
     feasible = [trial for trial in complete if is_feasible(trial)]
     finite = [trial for trial in feasible if _is_finite(trial)]
     kept, apart = comparable(finite)
@@ -95,7 +95,7 @@ def ranking(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) ->
         said.append(f"{_trials(len(beyond))} not ranked, for a constraint is violated: {some(beyond)}.")
     if endless := _numbers_of(feasible, but=finite):
         said.append(f"{_trials(len(endless))} not ranked, for the score is not finite: {some(endless)}.")
-    return Ranking(tuple(_sorted(study, kept)), (*said, *([apart] if apart else [])))
+    return Ranking(tuple(_by_means(study, _sorted(study, kept))), (*said, *([apart] if apart else [])))
 
 
 def best(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> FrozenTrial | None:
@@ -111,9 +111,9 @@ def groups(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> 
     own = [
         trial
         for trial in _given(study, trials)
-        if trial.state is TrialState.COMPLETE and is_feasible(trial) and _is_finite(trial)
+        if trial.state is TrialState.COMPLETE and is_feasible(trial) and _is_finite(trial) and not is_repeat(trial)
     ]
-    return [_sorted(study, group) for group in _by_kind(own).values()]
+    return [_by_means(study, _sorted(study, group)) for group in _by_kind(own).values()]
 
 
 def comparable(trials: Iterable[FrozenTrial]) -> tuple[list[FrozenTrial], str]:
@@ -170,6 +170,19 @@ def _is_finite(trial: FrozenTrial) -> bool:
 def _sorted(study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     sign = -1.0 if study.direction is StudyDirection.MAXIMIZE else 1.0
     return sorted(trials, key=lambda trial: (sign * trial.values[0], trial.number))
+
+
+def _by_means(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Put what was repeated first, by its mean; the user's own settings lead unless another beats them by the noise."""
+    found = spread(study, trials)
+    if found is None:
+        return trials
+    means = dict(found.means)
+    start = start_of(study)
+    if start in means and math.isfinite(found.of_difference):
+        means[start] -= found.of_difference
+    leaders = sorted((trial for trial in trials if trial.number in means), key=lambda trial: means[trial.number])
+    return leaders + [trial for trial in trials if trial.number not in means]
 
 
 def _by_kind(trials: Iterable[FrozenTrial]) -> dict[tuple[Any, Any], list[FrozenTrial]]:

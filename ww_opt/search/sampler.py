@@ -21,13 +21,15 @@ from scipy.stats import qmc
 
 from ww_opt.search.acquisition import propose
 from ww_opt.search.coordinates import Array, Coordinates, from_unit, kind_of
-from ww_opt.search.surrogate import Surrogate, fit_surrogate
+from ww_opt.search.repeats import is_repeat
+from ww_opt.search.surrogate import Surrogate, conditioned, fit_surrogate
 
-__all__ = ["LayerwiseSampler"]
+__all__ = ["LayerwiseSampler", "believed"]
 
 _PROPOSED = "ww_opt:proposed"
 _CHUNK = 1500  # characters of a system attribute, which databases keep in 2,048
 _SEEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
+_FEW = 8
 _SAME = 1e-3
 """Distance in the unit cube under which two points are taken for one."""
 _TAIL = 2.0
@@ -66,6 +68,7 @@ class LayerwiseSampler(BaseSampler):
         self._n_startup_trials = n_startup_trials
         self._independent = RandomSampler(seed=self._seed)
         self._space = IntersectionSearchSpace(include_pruned=True)
+        self._kept: tuple[dict[str, BaseDistribution], dict[int, Array | None]] | None = None
 
     def reseed_rng(self) -> None:
         """Draw another stream: threads share a sampler."""
@@ -89,7 +92,7 @@ class LayerwiseSampler(BaseSampler):
             return {}
         coordinates = Coordinates(search_space)
         rng = np.random.default_rng([self._seed, trial.number])
-        known = _Known(study, trial, coordinates)
+        known = _Known(study, trial, coordinates, self._places(coordinates))
         n_startup = self._n_startup_trials or 6 + 2 * coordinates.n_shared
         if known.n_finished < n_startup:
             point = coordinates.shared(self._spread(coordinates.n_shared, trial.number))[0]
@@ -111,6 +114,12 @@ class LayerwiseSampler(BaseSampler):
         place = float(np.random.default_rng(words).random())
         return from_unit(place, param_distribution)  # type: ignore[arg-type]
 
+    def _places(self, coordinates: Coordinates) -> dict[int, Array | None]:
+        """Points of finished trials by their id, which do not change: to encode them takes longer than to think."""
+        if self._kept is None or self._kept[0] != coordinates.space:
+            self._kept = (dict(coordinates.space), {})
+        return self._kept[1]
+
     def _spread(self, n: int, number: int) -> Array:
         """Point ``number`` of a sequence that fills the cube of ``n`` dimensions evenly; shape ``[1, n]``."""
         if n > qmc.Sobol.MAXDIM:
@@ -119,19 +128,48 @@ class LayerwiseSampler(BaseSampler):
         return points
 
 
+def believed(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[int, float]:
+    """What a process fitted to ``trials`` believes of their values, by number, lower is better, standardised.
+
+    Empty where it cannot be told: fewer than eight trials with finite values, or no space that all have.
+    """
+    space = {name: own for name, own in _common(trials).items() if not own.single()}
+    sign = 1.0 if study.direction is optuna.study.StudyDirection.MINIMIZE else -1.0
+    finite = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
+    values = np.array([sign * trial.values[0] for trial in finite])
+    if not space or len(finite) < _FEW or np.ptp(values) == 0.0:
+        return {}
+    coordinates = Coordinates(space)
+    points = np.array([coordinates.encode(trial.params) for trial in finite])
+    means = fit_surrogate(coordinates, points, _standardised(values)[0]).predict(points)[0]
+    return {trial.number: float(mean) for trial, mean in zip(finite, means, strict=True)}
+
+
+def _common(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+    """Parameters that all trials have with the same distribution, in the order of the first one's suggestions."""
+    first = trials[0].distributions if trials else {}
+    return {name: own for name, own in first.items() if all(trial.distributions.get(name) == own for trial in trials)}
+
+
 class _Known:
     """The trials of a study that have a point in the space, and what they say."""
 
-    def __init__(self, study: optuna.Study, trial: FrozenTrial, coordinates: Coordinates) -> None:
+    def __init__(
+        self, study: optuna.Study, trial: FrozenTrial, coordinates: Coordinates, places: dict[int, Array | None]
+    ) -> None:
         self._sign = 1.0 if study.direction is optuna.study.StudyDirection.MINIMIZE else -1.0
         self._coordinates = coordinates
         self._trials: list[FrozenTrial] = []
         rows: list[Array] = []
         for own in study.get_trials(deepcopy=False, states=_SEEN):
-            parameters = _parameters(own) if own.number != trial.number else {}
-            if _is_inside(coordinates, own, parameters):
+            if own.number == trial.number or is_repeat(own):
+                continue
+            place = places[own._trial_id] if own._trial_id in places else _place(coordinates, own)
+            if own.state.is_finished():
+                places[own._trial_id] = place
+            if place is not None:
                 self._trials.append(own)
-                rows.append(coordinates.encode(parameters))
+                rows.append(place)
         self.points = np.array(rows).reshape(len(rows), coordinates.n)
 
     @property
@@ -164,7 +202,7 @@ class _Known:
             else:
                 filled[place] = worst
         if not known.all():
-            surrogate = fit_surrogate(self._coordinates, self.points, filled, surrogate.theta)
+            surrogate = conditioned(self._coordinates, self.points, filled, surrogate.theta)
         return propose(surrogate, self.points, rng, self._limit()).point
 
     def _values(self, states: Sequence[TrialState]) -> Array:
@@ -203,14 +241,16 @@ def _standardised(values: Array) -> tuple[Array, Any]:
     return (kept - mean) / spread, scale
 
 
-def _is_inside(coordinates: Coordinates, trial: FrozenTrial, parameters: Mapping[str, Any]) -> bool:
-    """Whether a trial has a value of every parameter, from the same distribution where it was suggested."""
-    return all(
+def _place(coordinates: Coordinates, trial: FrozenTrial) -> Array | None:
+    """The trial's point; ``None`` unless it has a value of every parameter, from the same distribution."""
+    parameters = _parameters(trial)
+    is_inside = all(
         name in parameters
         and trial.distributions.get(name, own) == own
         and own._contains(own.to_internal_repr(parameters[name]))
         for name, own in coordinates.space.items()
     )
+    return coordinates.encode(parameters) if is_inside else None
 
 
 def _distinct(coordinates: Coordinates, point: Array, points: Array, rng: np.random.Generator) -> dict[str, Any]:

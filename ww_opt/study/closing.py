@@ -99,7 +99,7 @@ def closing(
     said, noise = list(ranked.left_out), math.nan
     if pick is not None:
         noise = seed_noise(study, host, pick, announce) if repeat else math.nan
-        said += trust(study, ranked.trials, pick, noise, sampler=host.sampler, alarms=warned)
+        said += trust(study, ranked.trials, pick, noise, host=host, alarms=warned)
         if many := crowding(len(pick.params), len(trials)):
             said.append(many)
     seen = records.looks(pick) if pick is not None else ()

@@ -19,10 +19,12 @@ from ww_opt.search import records
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.pruner import SpectralPruner
 from ww_opt.search.ranking import INTERRUPTED, is_interrupted
+from ww_opt.search.repeats import n_leaders
 from ww_opt.spectral.scores import FORMULA
 from ww_opt.study.endings import NOTHING_LEFT, Failures, Observer, Passed, Stops, free_memory, is_exhausted
 from ww_opt.study.faults import is_bad_input, place_of
 from ww_opt.study.interruptions import Interruptions
+from ww_opt.study.leaders import drawn, plan_repeat, queue_again, unpruned
 from ww_opt.study.storages import open_storage, reading
 from ww_opt.study.weights_folder import claim, keep_all, keep_only_best
 
@@ -62,7 +64,10 @@ class Study:
         catch: exceptions of a trial after which the study goes on: the trial is recorded as failed, with the reason,
             and uses up budget. A fault of the code, not of one setting, ends the study all the same: while no trial
             has completed or was pruned yet, and when three in a row have failed. ``()``: the first one ends it.
-        n_repeats: how often the pick is trained again at the end, with other seeds, to know the noise of the score.
+        n_repeats: how often each of the leaders is trained again at the end, with other seeds and other late examples:
+            their means decide. They are trials of the study and take a quarter of ``n_trials`` at most; the settings
+            that the user came with are among them. Under 8 for each repeat (16 trials by default) nothing is repeated
+            but the pick, beyond ``n_trials``, to know the noise of the score. 0: nothing is.
 
     Raises:
         TypeError: a field is of another type.
@@ -217,6 +222,7 @@ def run(
         kept = replace(study.objective, on_trained=keep_all(directory))
         objective = stops.inside(_recorded(kept, interruptions, Failures(study.catch)))
         while not (interruptions.is_due or stops.is_over) and time.monotonic() < deadline and may_start():
+            plan_repeat(host, study.n_trials, n_leaders(study.n_trials, study.n_repeats), study.n_repeats)
             host.optimize(objective, n_trials=1, callbacks=[stops.after_trial, *callbacks], catch=(Passed,))
     if interruptions.is_due:
         raise KeyboardInterrupt
@@ -230,7 +236,8 @@ def _recorded(
 
     def call(trial: optuna.Trial) -> float:
         try:
-            return interruptions.let_through(objective, trial)
+            with unpruned(trial):
+                return interruptions.let_through(drawn(objective, trial), trial)
         except optuna.TrialPruned:
             raise
         except KeyboardInterrupt:
@@ -238,7 +245,7 @@ def _recorded(
             frozen = trial.study.get_trials(deepcopy=False)[trial.number]
             # one that was done again itself may not have come to suggest all it was given
             if params := frozen.system_attrs.get("fixed_params", {}) | frozen.params:
-                trial.study.enqueue_trial(params)
+                queue_again(trial, params)
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"

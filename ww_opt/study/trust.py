@@ -12,7 +12,8 @@ from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler, QMCSamp
 from optuna.trial import FixedTrial, FrozenTrial
 
 from ww_opt.search import records
-from ww_opt.search.ranking import n_settings, some
+from ww_opt.search.ranking import n_settings, ranking, some
+from ww_opt.search.repeats import Spread, spread, start_of
 from ww_opt.spectral.findings import NARROW
 from ww_opt.study.study import Study
 
@@ -48,11 +49,15 @@ def is_search(sampler: BaseSampler) -> bool:
 def seed_noise(
     study: Study, host: optuna.Study, pick: FrozenTrial, announce: Callable[[str], object] = lambda _: None
 ) -> float:
-    """Standard deviation of the pick's value over seeds: it is trained ``study.n_repeats`` times more, once for all.
+    """Standard deviation of the pick's value over seeds.
 
-    The values stay with the study; ``announce`` is told before any is trained. NaN where a repeat diverged or none was
-    asked for.
+    That of the study's own repeats where there are some; else the pick is trained ``study.n_repeats`` times more, once
+    for all. The values stay with the study; ``announce`` is told before any is trained. NaN where a repeat diverged or
+    none was asked for.
     """
+    compared = spread(host, ranking(host).trials)
+    if compared is not None and math.isfinite(compared.noise):
+        return compared.noise
     name = f"ww_opt:repeats:{pick.number}"
     values = host.user_attrs.get(name)
     if values is None:
@@ -89,7 +94,7 @@ def trust(
     pick: FrozenTrial,
     noise: float = math.nan,
     *,
-    sampler: BaseSampler | None = None,
+    host: optuna.Study | None = None,
     alarms: Sequence[str] = (),
 ) -> list[str]:
     """Say how far the ranking of a study can be trusted, most serious first.
@@ -99,13 +104,16 @@ def trust(
         trials: completed trials that were ranked together.
         pick: the best of them.
         noise: as from :func:`seed_noise`.
-        sampler: what drew the settings; default: the study's own.
+        host: its records: what drew the settings, and what was repeated.
         alarms: what :mod:`ww_opt.study.alarms` found; then nothing is said to be told apart.
     """
-    drawn = study.sampler(0) if sampler is None else sampler
+    drawn = study.sampler(0) if host is None else host.sampler
+    compared = None if host is None else spread(host, trials)
+    start = None if host is None else start_of(host)
     return [
         *_about_number(n_settings(trials), len(trials)),
         *_about_judges(pick),
+        *(_about_leaders(compared, start, pick) if compared is not None else ()),
         *_about_spread(trials, pick, noise, bool(alarms)),
         *_about_layers(pick),
         *_about_guard(study, pick, "search" if is_search(drawn) else "random"),
@@ -119,6 +127,26 @@ def _about_number(n: int, n_trials: int) -> list[str]:
     if n < n_trials:
         what += f", of {n} distinct setting{'s' * (n != 1)},"
     return [f"Only {what}: the best of so few is a matter of luck. Run {2 * FEW} or more."]
+
+
+def _about_leaders(compared: Spread, start: int | None, pick: FrozenTrial) -> list[str]:
+    """What the leaders' repeats say: who leads by the mean, and whether it beats what the user came with."""
+    n = len(compared.means)
+    said = (
+        f"{n} leaders were trained {compared.n_draws - 1} times more, with other seeds and other late examples; the "
+        f"pick is best by the mean of {compared.n_draws}."
+    )
+    if start is None or start not in compared.means or not math.isfinite(compared.noise):
+        return [said]
+    others = [mean for number, mean in compared.means.items() if number != start]
+    gain, error = compared.means[start] - min(others), compared.of_difference
+    if pick.number == start:
+        return [
+            f"Keep the settings you came with (trial {start}): of the {n - 1} leaders that were trained "
+            f"{compared.n_draws - 1} times more beside them none is better by more than the noise (best: "
+            f"{gain:+.2g} +- {error:.2g})."
+        ]
+    return [said, f"It beats the settings you came with (trial {start}) by {gain:.2g} +- {error:.2g} of the score."]
 
 
 def _about_spread(trials: Sequence[FrozenTrial], pick: FrozenTrial, noise: float, is_alarmed: bool) -> list[str]:

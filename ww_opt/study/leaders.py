@@ -1,0 +1,97 @@
+"""When a study's budget comes to its end: its leaders are trained again, as trials of the study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import optuna
+from optuna.pruners import NopPruner
+from optuna.trial import FrozenTrial, TrialState
+
+from ww_opt.search.objective import SpectralObjective
+from ww_opt.search.ranking import groups, is_interrupted
+from ww_opt.search.repeats import INTERRUPTED, MARK, Repeat, leaders, repeat_of, start_of, still_to_repeat
+from ww_opt.search.sampler import believed
+
+__all__ = ["drawn", "plan_repeat", "queue_again", "unpruned"]
+
+
+def drawn(objective: SpectralObjective, trial: optuna.Trial) -> SpectralObjective:
+    """The objective with the seeds and late examples of a repeat; as it is for every other trial."""
+    repeat = repeat_of(trial)
+    if repeat is None:
+        return objective
+    late = objective.task.late_entry
+    moved = None if late is None else replace(late, seed=late.seed + repeat.draw)
+    return replace(objective, seed=objective.seed + repeat.draw, task=replace(objective.task, late_entry=moved))
+
+
+@contextmanager
+def unpruned(trial: optuna.Trial) -> Iterator[None]:
+    """Let a repeat, and the settings that the user came with, run to their end: their values are needed."""
+    host = trial.study
+    before = host.pruner
+    if repeat_of(trial) or start_of(host) == trial.number:
+        host.pruner = NopPruner()
+    try:
+        yield
+    finally:
+        host.pruner = before
+
+
+def queue_again(trial: optuna.Trial, parameters: dict[str, object]) -> None:
+    """Queue an interrupted trial again, as the repeat that it was."""
+    mark = trial.user_attrs.get(MARK)
+    trial.study.enqueue_trial(parameters, user_attrs={MARK: mark} if mark else None)
+
+
+def plan_repeat(host: optuna.Study, n_trials: int, n_leaders: int, n_repeats: int) -> None:
+    """Queue the next repeat once the trials that are left are no more than the repeats to be done.
+
+    Workers may come at once: of two that queue the same repeat the later one takes it back.
+    """
+    while n_leaders:
+        trials = host.get_trials(deepcopy=False)
+        if any(trial.state is TrialState.WAITING for trial in trials):
+            return
+        n_left = n_trials - sum(not is_interrupted(trial) for trial in trials)
+        if n_left > n_leaders * n_repeats:
+            return
+        todo = still_to_repeat(host, leaders(host, _candidates(host), n_leaders), n_repeats)
+        if n_left > len(todo) or not todo:
+            return
+        repeat = todo[0]
+        parameters = trials[repeat.of].params
+        host.enqueue_trial(parameters, user_attrs={MARK: list(repeat)})
+        if _is_first(host, repeat):
+            return
+
+
+def _candidates(host: optuna.Study) -> list[FrozenTrial]:
+    """Trials that may lead, those first that are best by their value or by what is believed of their settings."""
+    found = max(groups(host), key=len, default=[])
+    sign = -1.0 if host.direction is optuna.study.StudyDirection.MAXIMIZE else 1.0
+    by_value = sorted(found, key=lambda trial: (sign * trial.values[0], trial.number))
+    means = believed(host, found)
+    by_belief = sorted((trial for trial in found if trial.number in means), key=lambda trial: means[trial.number])
+    order = dict.fromkeys(
+        trial.number for place in range(len(found)) for own in (by_value, by_belief) for trial in own[place : place + 1]
+    )
+    by_number = {trial.number: trial for trial in found}
+    return [by_number[number] for number in order]
+
+
+def _is_first(host: optuna.Study, repeat: Repeat) -> bool:
+    """Whether nobody queued the same before; what came later is taken back."""
+    same = [
+        trial
+        for trial in host.get_trials(deepcopy=False)
+        if repeat_of(trial) == repeat and trial.state is not TrialState.FAIL
+    ]
+    for late in same[1:]:
+        if late.state is TrialState.WAITING:
+            host._storage.set_trial_user_attr(late._trial_id, "ww_opt:reason", INTERRUPTED)
+            host._storage.set_trial_state_values(late._trial_id, TrialState.FAIL)
+    return len(same) < 2
