@@ -18,10 +18,11 @@ from scipy.special import log_ndtr
 
 from ww_opt.search.coordinates import Array, Coordinates
 
-__all__ = ["Belief", "Surrogate", "fit_surrogate"]
+__all__ = ["Belief", "Surrogate", "conditioned", "fit_surrogate", "hyperparameter_draws", "without_cost"]
 
 _JITTER = 1e-8
 _MAX_ITERATIONS = 60
+_STEP = 1e-3
 
 
 class Belief(NamedTuple):
@@ -134,6 +135,17 @@ class _Likelihood:
         return float(value), gradient + distance / self.deviation
 
 
+def _covariance(scales: _Scales, a: _Features, b: _Features) -> Array:
+    """Covariance of the values at points, ``[a, b]``, without noise."""
+    root = np.sqrt(scales.weights)
+    x, y = a.coordinates * root, b.coordinates * root
+    squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
+    covariance: Array = scales.signal * _matern(squares)[0]
+    for linear, quadratic, here, there in zip(scales.linear, scales.quadratic, a.alone, b.alone, strict=True):
+        covariance += linear * here @ there.T + quadratic * here**2 @ (there**2).T
+    return covariance
+
+
 @dataclass(frozen=True)
 class Surrogate:
     """A fitted process over the unit cube; values in the units that it was fitted with.
@@ -158,15 +170,9 @@ class Surrogate:
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Means and standard deviations, without noise, at ``points``, ``[m, n]``; shape ``[m]`` each."""
         own, scales = _features(self.coordinates, points), self._scales
-        root = np.sqrt(scales.weights)
-        a, b = own.coordinates * root, self._features.coordinates * root
-        squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
-        covariance = scales.signal * _matern(squares)[0]
+        covariance = _covariance(scales, own, self._features)
         prior = np.full(len(points), scales.signal)
-        for linear, quadratic, here, there in zip(
-            scales.linear, scales.quadratic, own.alone, self._features.alone, strict=True
-        ):
-            covariance += linear * here @ there.T + quadratic * here**2 @ (there**2).T
+        for linear, quadratic, here in zip(scales.linear, scales.quadratic, own.alone, strict=True):
             prior += linear * (here**2).sum(axis=1) + quadratic * (here**4).sum(axis=1)
         explained = (solve_triangular(self._lower, covariance.T, lower=True) ** 2).sum(axis=0)
         means = covariance @ self._weights + scales.cost @ own.variance
@@ -225,11 +231,33 @@ def fit_surrogate(coordinates: Coordinates, points: Array, values: Array, start:
     options = {"maxiter": _MAX_ITERATIONS}
     fits = [minimize(likelihood, own, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for own in starts]
     theta = min(fits, key=lambda fit: float(fit.fun)).x
-    scales = _Scales.of(theta, coordinates)
-    covariance = scales.signal * _matern(np.tensordot(scales.weights, likelihood._squares, 1))[0]
-    covariance += (scales.noise + _JITTER) * np.eye(len(points))
-    for linear, quadratic, own in zip(scales.linear, scales.quadratic, features.alone, strict=True):
-        covariance += linear * own @ own.T + quadratic * own**2 @ (own**2).T
+    return conditioned(coordinates, points, values, theta)
+
+
+def conditioned(coordinates: Coordinates, points: Array, values: Array, theta: Array) -> Surrogate:
+    """The process of given hyperparameters, as it believes after ``values`` at ``points``."""
+    features, scales = _features(coordinates, points), _Scales.of(theta, coordinates)
+    covariance = _covariance(scales, features, features) + (scales.noise + _JITTER) * np.eye(len(points))
     lower = cholesky(covariance, lower=True)
     weights = cho_solve((lower, True), values - scales.cost @ features.variance)
     return Surrogate(coordinates, theta, features, scales, lower, weights)
+
+
+def hyperparameter_draws(of: Surrogate, points: Array, values: Array, n: int, rng: np.random.Generator) -> Array:
+    """Draws of the hyperparameters around their mode, by Laplace's approximation; shape ``[n, len(of.theta)]``."""
+    likelihood = _Likelihood(of.coordinates, _features(of.coordinates, points), values)
+    slope = likelihood(of.theta)[1]
+    steps = _STEP * np.eye(len(of.theta))
+    curvature = np.array([likelihood(of.theta + step)[1] - slope for step in steps]) / _STEP
+    precision, axes = np.linalg.eigh((curvature + curvature.T) / 2)
+    spread = 1.0 / np.sqrt(np.maximum(precision, 1.0 / likelihood.deviation.max() ** 2))
+    drawn = of.theta + (rng.normal(size=(n, len(spread))) * spread) @ axes.T
+    width = 3 * likelihood.deviation
+    return np.asarray(np.clip(drawn, likelihood.mean - width, likelihood.mean + width))
+
+
+def without_cost(of: Coordinates, theta: Array) -> Array:
+    """Hyperparameters of a process that does not believe beforehand that labels agree."""
+    free = theta.copy()
+    free[len(theta) - len(of.groups) :] = -20.0
+    return free
