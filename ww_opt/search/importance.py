@@ -32,7 +32,7 @@ __all__ = ["FEW", "Gain", "Importance", "Share", "importance", "least_r2"]
 
 FEW = 8
 """Completed trials under which nothing is told."""
-_TAIL = 2.0  # as the sampler does: one trial that diverged would be all the variance there is
+_TAIL = 6.0  # as in the sampler, but further out: one trial that diverged would be all the variance there is
 _EVALUATIONS = 600
 """Trials times sets of hyperparameters, which bounds the time."""
 _N_DRAWS = 64
@@ -63,12 +63,14 @@ class Gain:
 
     ``gained`` is in units of the score, above 0 where settings per layer are better; ``sd`` its standard deviation.
     ``trial`` is the best of settings per layer, as the model believes, ``params`` are the best shared ones.
+    ``n_shared`` trials had shared settings; where none had, the model extrapolates, and tends to tell too little.
     """
 
     gained: float
     sd: float
     trial: int
     params: dict[str, Any]
+    n_shared: int
 
     @property
     def is_told(self) -> bool:
@@ -179,7 +181,7 @@ def _told(
     apart = np.flatnonzero((spread > _APART).any(axis=0))
     known = {**known, "r2": r2, "only_shared": bool(of.groups) and not len(apart)}
     if r2 < least_r2(m):
-        return Importance(**known, why_not=f"left-out trials are predicted no better than by their mean (R2 {r2:.2f})")
+        return Importance(**known, why_not=f"trials that the model was not shown it predicts no better than their mean does (R2 {r2:.2f})")
     n_models = int(min(max(_EVALUATIONS // m, 2), 8))
     thetas = hyperparameter_draws(fitted, points, values, n_models, rng)
     models = [draw_functions(conditioned(of, points, values, own), _N_DRAWS // n_models, rng) for own in thetas]
@@ -198,9 +200,7 @@ def _told(
         **known,
         kinds=_sorted(_share(kind, "", "", own) for kind, own in zip(kinds, of_kinds, strict=True)),
         parts=tuple(
-            _share(kind, part, "", own)
-            for (kind, part, _), own in zip(mixture.parts, of_parts, strict=True)
-            if part
+            _share(kind, part, "", own) for (kind, part, _), own in zip(mixture.parts, of_parts, strict=True) if part
         ),
         settings=_sorted(settings),
         gain=_gain((of, points, values), thetas, scale, [(trials[at].number, int(at)) for at in apart], rng),
@@ -252,12 +252,10 @@ def _gain(
     both = np.stack([shared, points[best]])
     drawn = np.concatenate([draw_functions(model, _N_DRAWS, rng)(both) for model in models], axis=1)
     gained = (drawn[0] - drawn[1]) * scale
-    return Gain(float(gained.mean()), float(gained.std()), number, of.decode(shared))
+    return Gain(float(gained.mean()), float(gained.std()), number, of.decode(shared), len(points) - len(apart))
 
 
-def _best_shared(
-    of: Coordinates, points: Array, believed: Callable[[Array], Array], rng: np.random.Generator
-) -> Array:
+def _best_shared(of: Coordinates, points: Array, believed: Callable[[Array], Array], rng: np.random.Generator) -> Array:
     """The point whose labels agree that is believed to be best, ``[n]``."""
     grouped = {int(column) for group in of.groups for column in group}
     rest = [column for column in range(of.n) if column not in grouped]

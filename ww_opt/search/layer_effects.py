@@ -54,7 +54,7 @@ def layer_effects(trials: Sequence[FrozenTrial], names: Iterable[str]) -> tuple[
         trials: comparable ones.
         names: parameters that all of them have, numbers; those without a label or a layer are left out.
     """
-    seen = [(trial, looks[-1].layers) for trial in trials if (looks := records.looks(trial))]
+    seen = [(trial, look.layers) for trial in trials if (look := records.last_look(trial)) is not None]
     if len(seen) < _FEW:
         return ()
     layers = [layer.name for layer in seen[0][1] if layer.n_eigenvalues > 0]
