@@ -97,7 +97,7 @@ def test_where_nothing_matters_nothing_is_told() -> None:
         found = importance(study)
         assert found.r2 < 0.2
         assert (found.rows(), found.gain) == ([], None)
-        assert "What mattered cannot be told: trials that the model was not shown" in said(study)
+        assert "What mattered cannot be told: of trials that it was not shown" in said(study)
 
 
 def test_a_gain_of_settings_per_layer_is_told_and_none_is_not() -> None:

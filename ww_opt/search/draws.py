@@ -6,7 +6,7 @@ onto the values by the covariance with their points: Wilson et al. 2020, arXiv 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import cho_solve
@@ -68,7 +68,4 @@ def draw_functions(of: Surrogate, n: int, rng: np.random.Generator) -> FunctionD
     )
     noise = rng.normal(size=(len(of._weights), n)) * np.sqrt(scales.noise + _JITTER)
     moves = of._weights[:, None] - cho_solve((of._lower, True), draws._prior(known) + noise)
-    return FunctionDraws(*(getattr(draws, name) for name in _KEPT), moves)
-
-
-_KEPT = ("_of", "_frequencies", "_phases", "_amplitudes", "_linear", "_quadratic")
+    return replace(draws, _moves=moves)

@@ -7,7 +7,7 @@ that it was not shown, it does not explain either: then nothing is told.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ _APART = 0.02
 class Share:
     """Share of the explained variance that one kind of setting, a part of it or one label's setting makes by itself.
 
-    ``part`` is one of :data:`ww_opt.search.variance_shares.PARTS`, or empty; ``label`` is empty but for single settings.
+    ``part`` is one of :data:`ww_opt.search.variance_shares.PARTS`, or empty; ``label`` is that of a single setting.
     ``low`` and ``high`` hold 90% of what the model believes.
     """
 
@@ -133,7 +133,11 @@ def importance(study: optuna.Study, *, seed: int = 0) -> Importance:
     n_left_out = len(finished) - len(trials)
     space = _space(trials)
     numbers = [name for name, own in space.items() if not isinstance(own, CategoricalDistribution)]
-    known = {"n_trials": len(trials), "n_left_out": n_left_out, "effects": layer_effects(trials, numbers)}
+    known: dict[str, Any] = {
+        "n_trials": len(trials),
+        "n_left_out": n_left_out,
+        "effects": layer_effects(trials, numbers),
+    }
     if len(trials) < FEW:
         return Importance(**known, why_not=f"{len(trials)} completed trials are too few to tell, of {FEW} or more")
     if not space:
@@ -178,10 +182,12 @@ def _told(
     r2 = _left_out_r2(of, points, values, rng)
     mixture = Mixture(of, points)
     spread = np.array([points[:, group].std(axis=1) for group in of.groups]).reshape(len(of.groups), m)
-    apart = np.flatnonzero((spread > _APART).any(axis=0))
-    known = {**known, "r2": r2, "only_shared": bool(of.groups) and not len(apart)}
+    apart = [int(place) for place in np.flatnonzero((spread > _APART).any(axis=0))]
+    known = {**known, "r2": r2, "only_shared": bool(of.groups) and not apart}
     if r2 < least_r2(m):
-        return Importance(**known, why_not=f"trials that the model was not shown it predicts no better than their mean does (R2 {r2:.2f})")
+        return Importance(
+            **known, why_not=f"of trials that it was not shown the model knows no more than their mean (R2 {r2:.2f})"
+        )
     n_models = int(min(max(_EVALUATIONS // m, 2), 8))
     thetas = hyperparameter_draws(fitted, points, values, n_models, rng)
     models = [draw_functions(conditioned(of, points, values, own), _N_DRAWS // n_models, rng) for own in thetas]
@@ -203,7 +209,7 @@ def _told(
             _share(kind, part, "", own) for (kind, part, _), own in zip(mixture.parts, of_parts, strict=True) if part
         ),
         settings=_sorted(settings),
-        gain=_gain((of, points, values), thetas, scale, [(trials[at].number, int(at)) for at in apart], rng),
+        gain=_gain((of, points, values), thetas, scale, [(trials[at].number, at) for at in apart], rng),
     )
 
 
@@ -226,7 +232,7 @@ def _share(kind: str, part: str, label: str, drawn: Array) -> Share:
     return Share(kind, part, label, float(drawn.mean()), float(low), float(high))
 
 
-def _sorted(shares: Any) -> tuple[Share, ...]:
+def _sorted(shares: Iterable[Share]) -> tuple[Share, ...]:
     return tuple(sorted(shares, key=lambda own: -own.share))
 
 
