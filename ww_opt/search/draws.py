@@ -37,6 +37,20 @@ class FunctionDraws:
         parts = [self._values(points[start : start + _CHUNK]) for start in range(0, len(points), _CHUNK)]
         return np.concatenate(parts)
 
+    def with_mean(self) -> FunctionDraws:
+        """The same, and before them the function that is believed on the mean."""
+
+        def led(own: Array, first: Array | float = 0.0) -> Array:
+            return np.concatenate([np.broadcast_to(first, len(own))[:, None], own], axis=1)
+
+        return replace(
+            self,
+            _amplitudes=led(self._amplitudes),
+            _linear=tuple(led(own) for own in self._linear),
+            _quadratic=tuple(led(own) for own in self._quadratic),
+            _moves=led(self._moves, self._of._weights),
+        )
+
     def _values(self, points: Array) -> Array:
         own = _features(self._of.coordinates, points)
         mean = self._of._scales.cost @ own.variance

@@ -46,7 +46,7 @@ class Share:
     """Share of the explained variance that one kind of setting, a part of it or one label's setting makes by itself.
 
     ``part`` is one of :data:`ww_opt.search.variance_shares.PARTS`, or empty; ``label`` is that of a single setting.
-    ``low`` and ``high`` hold 90% of what the model believes.
+    ``low`` is what it makes by itself at least, ``high`` what it has part in at most, each with 95% of the belief.
     """
 
     kind: str
@@ -190,13 +190,15 @@ def _told(
         )
     n_models = int(min(max(_EVALUATIONS // m, 2), 8))
     thetas = hyperparameter_draws(fitted, points, values, n_models, rng)
-    models = [draw_functions(conditioned(of, points, values, own), _N_DRAWS // n_models, rng) for own in thetas]
+    models = [
+        draw_functions(conditioned(of, points, values, own), _N_DRAWS // n_models, rng).with_mean() for own in thetas
+    ]
     columns: dict[str, list[int]] = {}
     for place, (name, _) in enumerate(of.columns):
         if mixture.is_apart(mixture.kinds[place]):
             columns.setdefault(name, []).append(place)
     drawn = [drawn_shares(own, mixture, list(columns.values()), rng) for own in models]
-    of_kinds, of_parts, of_names = (np.concatenate(own, axis=-1) for own in zip(*drawn, strict=True))
+    of_kinds, of_parts, of_names = (np.stack(own, axis=-1) for own in zip(*drawn, strict=True))
     kinds = dict.fromkeys(kind for kind, _, _ in mixture.parts)
     settings = [
         _share(kind_of(name) or name, "", name.partition("/")[2] if kind_of(name) else "", own)
@@ -228,8 +230,9 @@ def _left_out_r2(of: Coordinates, points: Array, values: Array, rng: np.random.G
 
 
 def _share(kind: str, part: str, label: str, drawn: Array) -> Share:
-    low, high = np.quantile(drawn, [0.05, 0.95])
-    return Share(kind, part, label, float(drawn.mean()), float(low), float(high))
+    """Of ``[2, draws, models]``: alone and jointly, the mean function before the draws."""
+    low, high = float(np.quantile(drawn[0, 1:], 0.05)), min(float(np.quantile(drawn[1, 1:], 0.95)), 1.0)
+    return Share(kind, part, label, min(max(float(drawn[0, 0].mean()), low), high), low, high)
 
 
 def _sorted(shares: Iterable[Share]) -> tuple[Share, ...]:

@@ -1,4 +1,4 @@
-"""How much of the variance of drawn functions each setting makes: first-order shares, over points like the trials'.
+"""How much of the variance of drawn functions each setting makes, alone and jointly, over points like the trials'.
 
 A point is put together from the trials: of each kind what all labels share from one trial, how far the last label is
 apart from another, the trend over the other labels from a third, and what each does alone from a fourth. So parts are
@@ -110,7 +110,8 @@ def drawn_shares(
         rng: draws the points.
 
     Returns:
-        Of the kinds in the order of their parts, of the parts, and of single settings; shape ``[.., draws]``.
+        Of the kinds in the order of their parts, of the parts, and of single settings: what each makes alone, and
+        what it has part in; shape ``[.., 2, draws]``.
     """
     total = values(mixture.at(mixture.drawn(_N_TOTAL, rng))).var(axis=0)
     bases = mixture.drawn(_N_BASES, rng)
@@ -120,31 +121,34 @@ def drawn_shares(
     def part_share(which: Sequence[int]) -> Array:
         rows = np.repeat(bases[None], n_rows, axis=0)
         rows[:, :, which] = mixture.drawn(n_rows, rng)[:, None, which]
-        return _main_effect(values(mixture.at(rows.reshape(-1, rows.shape[2]))).reshape(n_rows, _N_BASES, -1))
+        return _effects(values(mixture.at(rows.reshape(-1, rows.shape[2]))).reshape(n_rows, _N_BASES, -1))
 
     of_kinds = [part_share([at for at, own in enumerate(kinds) if own == kind]) for kind in dict.fromkeys(kinds)]
     of_parts = [part_share([at]) for at in range(len(kinds))]
     points = mixture.at(bases)
     of_names = [_single(values, points, mixture.points[:, columns], columns) for columns in names]
     # main effects and total are estimated from different points: together they are no more than all
-    everything = np.maximum(total, np.sum(of_kinds, axis=0)) + 1e-12
-    kinds_, parts_, names_ = (np.reshape(own, (-1, len(total))) / everything for own in (of_kinds, of_parts, of_names))
+    everything = np.maximum(total, np.sum(of_kinds, axis=0)[0]) + 1e-12
+    kinds_, parts_, names_ = (
+        np.reshape(own, (-1, 2, len(total))) / everything for own in (of_kinds, of_parts, of_names)
+    )
     return kinds_, parts_, names_
 
 
 def _single(values: Callable[[Array], Array], bases: Array, own: Array, columns: Sequence[int]) -> Array:
-    """Main effect of one setting, at evenly spread quantiles of what was tried."""
+    """Effects of one setting, at evenly spread quantiles of what was tried."""
     order = np.lexsort(own.T)
     places = order[((np.arange(_N_PLACES) + 0.5) / _N_PLACES * len(own)).astype(int)]
     points = np.repeat(bases[None], _N_PLACES, axis=0)
     points[:, :, columns] = own[places][:, None]
-    return _main_effect(values(points.reshape(-1, bases.shape[1])).reshape(_N_PLACES, len(bases), -1))
+    return _effects(values(points.reshape(-1, bases.shape[1])).reshape(_N_PLACES, len(bases), -1))
 
 
-def _main_effect(values: Array) -> Array:
-    """Variance of the means of the rows of a two-way layout ``[rows, bases, draws]``, less what is interaction."""
+def _effects(values: Array) -> Array:
+    """Variance that the rows of ``[rows, bases, draws]`` make alone, and with the bases; shape ``[2, draws]``."""
     rows, bases = values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
     left = values - rows - bases + values.mean(axis=(0, 1), keepdims=True)
     n_rows, n_bases = values.shape[:2]
-    interaction = (left**2).sum(axis=(0, 1)) / ((n_rows - 1) * (n_bases - 1))
-    return np.asarray(np.maximum(rows[:, 0].var(axis=0) - interaction * (n_rows - 1) / n_rows / n_bases, 0.0))
+    joint = (left**2).sum(axis=(0, 1)) / ((n_rows - 1) * (n_bases - 1))
+    alone = np.maximum(rows[:, 0].var(axis=0) - joint * (n_rows - 1) / n_rows / n_bases, 0.0)
+    return np.array([alone, alone + joint])
