@@ -79,12 +79,12 @@ def test_only_the_learning_rate_matters(is_shared: bool) -> None:
     assert bool(found.settings) is not is_shared
 
 
-@pytest.mark.parametrize(("n_labels", "least"), [(4, 0.35), (34, 0.7)])
+@pytest.mark.parametrize(("n_labels", "least"), [(4, 0.15), (34, 0.6)])
 def test_only_the_heads_learning_rate_matters(n_labels: int, least: float) -> None:
     found = importance(planted(head_alone, n_labels))
     head, second, *_ = found.settings
     assert (head.kind, head.label) == ("lr", f"l{n_labels - 1}")
-    assert head.low > least - 0.1
+    assert (head.low > least, head.share > 0.5) == (True, True)
     assert second.share < 0.1
     leading = max(found.parts, key=lambda own: own.share)
     assert (leading.kind, leading.part) == ("lr", "last")

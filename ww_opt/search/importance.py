@@ -33,9 +33,9 @@ __all__ = ["FEW", "Gain", "Importance", "Share", "importance", "least_r2"]
 FEW = 8
 """Completed trials under which nothing is told."""
 _TAIL = 6.0  # as in the sampler, but further out: one trial that diverged would be all the variance there is
-_EVALUATIONS = 600
+_EVALUATIONS = 400
 """Trials times sets of hyperparameters, which bounds the time."""
-_N_DRAWS = 64
+_N_DRAWS = 60
 _N_FOLDS = 10
 _APART = 0.02
 """Standard deviation of the labels of a kind, of its range, from which on they are settings per layer."""
@@ -188,7 +188,7 @@ def _told(
         return Importance(
             **known, why_not=f"of trials that it was not shown the model knows no more than their mean (R2 {r2:.2f})"
         )
-    n_models = int(min(max(_EVALUATIONS // m, 2), 8))
+    n_models = int(min(max(_EVALUATIONS // m, 2), 5))
     thetas = hyperparameter_draws(fitted, points, values, n_models, rng)
     models = [
         draw_functions(conditioned(of, points, values, own), _N_DRAWS // n_models, rng).with_mean() for own in thetas

@@ -22,9 +22,9 @@ __all__ = ["PARTS", "Mixture", "drawn_shares"]
 PARTS = ("shared", "last", "trend", "alone")
 """What all labels of a kind share; the last label apart from the rest; rising or bending over depth; each by itself."""
 _N_TOTAL = 512
-_N_ROWS = 48
+_N_ROWS = 40
 """Values at most that a part takes."""
-_N_BASES = 16
+_N_BASES = 12
 """Points around each value."""
 _N_PLACES = 8
 """Values that one setting takes."""

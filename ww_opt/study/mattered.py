@@ -66,7 +66,7 @@ def _about_gain(found: Importance) -> list[str]:
         text += ": not more than the model's doubt"
     text += f" (trial {gain.trial} against the best shared point)"
     if not gain.n_shared:
-        text += ". No trial shared its settings, so that the latter is a guess: enqueue one that does to know"
+        text += ". No trial shared its settings, so that the latter is a guess of the model: enqueue one that does"
     return [f"{text}."]
 
 
