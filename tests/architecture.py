@@ -56,6 +56,7 @@ NEVER = (
     Never(("ww_opt.search.records",), ("torch",), "records are read where no model is"),
     Never(("ww_opt.search.pruner",), ("torch", "ww_opt.search.objective"), "it decides from the record alone"),
     Never(("ww_opt.search.sampler",), ("ww_opt.search.objective", "ww_opt.spectral"), "it reads records alone"),
+    Never(("ww_opt.search.importance",), ("torch", "ww_opt.search.objective"), "it reads records alone"),
     Never(("ww_opt",), ("objectives", "studies"), "a library does not know its uses"),
     Never(EVERYTHING, ("matplotlib",), "a worker draws nothing", ("ww_opt.reporting", "ww_opt.cli")),
     Never(("objectives",), ("studies",), "what is trained must not know which question is asked of it"),

@@ -70,6 +70,8 @@ def test_a_study_that_went_well_says_what_its_score_is() -> None:
     assert "guessing gives 0 less half of what it gets right, below is better" in " ".join(text.split())
     assert "the score tells settings apart, and the pick from the rest" in " ".join(text.split())
     assert "12 trials completed, 0 pruned, 0 failed" in text
+    assert "\nWhat mattered\n\n- By themselves x makes" in text
+    assert text.index("What mattered") < text.index("How far to trust")
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ class TestCard:
         assert read["settings"]["0"]["weight_decay"] == 1e-4, "constants too"
         assert read["late_accuracy"] is None
         assert any("Only 3 trials completed" in said for said in read["trust"])
+        assert any("What mattered cannot be told: 3 completed" in said for said in read["mattered"])
         assert read["weights"] == "trial-00001.pt"
         assert read["versions"]["ww_opt"] == ww_opt.__version__
         assert set(read["versions"]) == {"ww_opt", "torch", "optuna", "python"}

@@ -57,6 +57,7 @@ def test_the_parent_run_is_the_study_and_moves_with_its_pick(tmp_path: Path) -> 
     assert first["tags"]["ww_opt.pick.weight_decay/0"] == "0.0001"
     assert first["tags"]["ww_opt.optimizer"] == "AdamW"
     assert {"ww_opt.version.torch", "ww_opt.version.optuna", "ww_opt.seed", "ww_opt.trust"} <= set(first["tags"])
+    assert first["tags"]["ww_opt.mattered"].startswith("What mattered cannot be told: 3 completed trials are too few")
     wanted = {"pick_score", "seed_noise", "steps_saved", "sealed_accuracy/pick", "sealed_accuracy/median", "n_complete"}
     assert wanted <= set(first["metrics"])
     assert first["metrics"]["pick_score"] == best.value

@@ -37,6 +37,8 @@ def closing_text(result: Closing, settings: Mapping[str, Any]) -> str:
         layers = result.look.layers
         parts += ["", "Its layers", "", layer_table(layers), *([words] if (words := legend(layers)) else [])]
     parts += ["", f"{counts}; pruning saved {result.saved:.0%} of the epochs.", *_reasons(result.failures)]
+    if result.mattered:
+        parts += ["", "What mattered", "", *_items(result.mattered)]
     if result.trust:
         parts += ["", "How far to trust this ranking", "", *_items(result.trust)]
     return "\n".join(parts)

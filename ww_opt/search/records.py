@@ -27,6 +27,7 @@ __all__ = [
     "LayerRecord",
     "Look",
     "begin",
+    "last_look",
     "last_step",
     "layer_records",
     "looks",
@@ -130,6 +131,12 @@ def looks(trial: optuna.trial.FrozenTrial | optuna.Trial) -> tuple[Look, ...]:
     """Read back all looks at a trial, by step."""
     found = [_from_json(value) for key, value in own_attributes(trial).items() if key.startswith(_LOOK)]
     return tuple(sorted(found, key=lambda look: look.step))
+
+
+def last_look(trial: optuna.trial.FrozenTrial | optuna.Trial) -> Look | None:
+    """Read back the last look alone, which is quicker than :func:`looks`; ``None`` before the first."""
+    step = last_step(trial)
+    return None if step is None else _from_json(own_attributes(trial)[f"{_LOOK}{step}"])
 
 
 def last_step(trial: optuna.trial.FrozenTrial | optuna.Trial) -> int | None:

@@ -18,6 +18,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
+from threadpoolctl import threadpool_limits
 
 from ww_opt.search.acquisition import propose
 from ww_opt.search.coordinates import Array, Coordinates, from_unit, kind_of
@@ -97,7 +98,8 @@ class LayerwiseSampler(BaseSampler):
         if known.n_finished < n_startup:
             point = coordinates.shared(self._spread(coordinates.n_shared, trial.number))[0]
         else:
-            point = known.proposal(rng)
+            with threadpool_limits(1):  # on small matrices threads wait for each other
+                point = known.proposal(rng)
         parameters = _distinct(coordinates, point, known.points, rng)
         _share(study, trial, parameters)
         return parameters
@@ -141,7 +143,8 @@ def believed(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[int, fl
         return {}
     coordinates = Coordinates(space)
     points = np.array([coordinates.encode(trial.params) for trial in finite])
-    means = fit_surrogate(coordinates, points, _standardised(values)[0]).predict(points)[0]
+    with threadpool_limits(1):
+        means = fit_surrogate(coordinates, points, _standardised(values)[0]).predict(points)[0]
     return {trial.number: float(mean) for trial, mean in zip(finite, means, strict=True)}
 
 

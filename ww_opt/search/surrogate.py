@@ -18,7 +18,7 @@ from scipy.special import log_ndtr
 
 from ww_opt.search.coordinates import Array, Coordinates, kind_of
 
-__all__ = ["Belief", "Surrogate", "conditioned", "fit_surrogate"]
+__all__ = ["Belief", "Surrogate", "conditioned", "fit_surrogate", "hyperparameter_draws", "without_cost"]
 
 _JITTER = 1e-8
 _APART = 0.4
@@ -27,6 +27,7 @@ _COST = 5.0
 """Standardised values that unit spread of the labels of a kind costs; labels drawn evenly have about a twelfth."""
 _COSTS = {"lr": 15.0, "weight_decay": 2.0, "dropout": 2.0}
 _MAX_ITERATIONS = 60
+_STEP = 1e-3
 
 
 class Belief(NamedTuple):
@@ -150,6 +151,17 @@ class _Likelihood:
         return float(value), gradient + distance / self.deviation
 
 
+def _covariance(scales: _Scales, a: _Features, b: _Features) -> Array:
+    """Covariance of the values at points, ``[a, b]``, without noise."""
+    root = np.sqrt(scales.weights)
+    x, y = a.coordinates * root, b.coordinates * root
+    squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
+    covariance: Array = scales.signal * _matern(squares)[0]
+    for linear, quadratic, here, there in zip(scales.linear, scales.quadratic, a.alone, b.alone, strict=True):
+        covariance += linear * here @ there.T + quadratic * here**2 @ (there**2).T
+    return covariance
+
+
 @dataclass(frozen=True)
 class Surrogate:
     """A fitted process over the unit cube; values in the units that it was fitted with.
@@ -174,13 +186,9 @@ class Surrogate:
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Means and standard deviations, without noise, at ``points``, ``[m, n]``; shape ``[m]`` each."""
         own, scales = _features(self.coordinates, points), self._scales
-        squares = _squares(own.coordinates, self._features.coordinates, scales.weights)
-        covariance = scales.signal * _matern(squares)[0]
+        covariance = _covariance(scales, own, self._features)
         prior = np.full(len(points), scales.signal)
-        for linear, quadratic, here, there in zip(
-            scales.linear, scales.quadratic, own.alone, self._features.alone, strict=True
-        ):
-            covariance += linear * here @ there.T + quadratic * here**2 @ (there**2).T
+        for linear, quadratic, here in zip(scales.linear, scales.quadratic, own.alone, strict=True):
             prior += linear * (here**2).sum(axis=1) + quadratic * (here**4).sum(axis=1)
         explained = (solve_triangular(self._lower, covariance.T, lower=True) ** 2).sum(axis=0)
         means = covariance @ self._weights + scales.cost @ own.spread
@@ -236,23 +244,34 @@ def fit_surrogate(coordinates: Coordinates, points: Array, values: Array, start:
     options = {"maxiter": _MAX_ITERATIONS}
     bounds = list(zip(mean - reach, mean + reach, strict=True))
     fits = [minimize(likelihood, own, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for own in starts]
-    return conditioned(coordinates, points, values, min(fits, key=lambda fit: float(fit.fun)).x)
+    theta = min(fits, key=lambda fit: float(fit.fun)).x
+    return conditioned(coordinates, points, values, theta)
 
 
 def conditioned(coordinates: Coordinates, points: Array, values: Array, theta: Array) -> Surrogate:
-    """Condition a process of given hyperparameters on values; arguments as in :func:`fit_surrogate`."""
+    """The process of given hyperparameters, as it believes after ``values`` at ``points``."""
     features, scales = _features(coordinates, points), _Scales.of(theta, coordinates)
-    covariance = scales.signal * _matern(_squares(features.coordinates, features.coordinates, scales.weights))[0]
-    covariance += (scales.noise + _JITTER) * np.eye(len(points))
-    for linear, quadratic, own in zip(scales.linear, scales.quadratic, features.alone, strict=True):
-        covariance += linear * own @ own.T + quadratic * own**2 @ (own**2).T
+    covariance = _covariance(scales, features, features) + (scales.noise + _JITTER) * np.eye(len(points))
     lower = cholesky(covariance, lower=True)
     weights = cho_solve((lower, True), values - scales.cost @ features.spread)
     return Surrogate(coordinates, theta, features, scales, lower, weights)
 
 
-def _squares(a: Array, b: Array, weights: Array) -> Array:
-    """Weighted squared distances of rows, shape ``[len(a), len(b)]``."""
-    a, b = a * np.sqrt(weights), b * np.sqrt(weights)
-    squares: Array = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
-    return squares
+def hyperparameter_draws(of: Surrogate, points: Array, values: Array, n: int, rng: np.random.Generator) -> Array:
+    """Draws of the hyperparameters around their mode, by Laplace's approximation; shape ``[n, len(of.theta)]``."""
+    likelihood = _Likelihood(of.coordinates, _features(of.coordinates, points), values)
+    slope = likelihood(of.theta)[1]
+    steps = _STEP * np.eye(len(of.theta))
+    curvature = np.array([likelihood(of.theta + step)[1] - slope for step in steps]) / _STEP
+    precision, axes = np.linalg.eigh((curvature + curvature.T) / 2)
+    spread = 1.0 / np.sqrt(np.maximum(precision, 1.0 / likelihood.deviation.max() ** 2))
+    drawn = of.theta + (rng.normal(size=(n, len(spread))) * spread) @ axes.T
+    width = 3 * likelihood.deviation
+    return np.asarray(np.clip(drawn, likelihood.mean - width, likelihood.mean + width))
+
+
+def without_cost(of: Coordinates, theta: Array) -> Array:
+    """Hyperparameters of a process that does not believe beforehand that labels agree."""
+    free = theta.copy()
+    free[len(theta) - len(of.groups) :] = -20.0
+    return free

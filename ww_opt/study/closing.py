@@ -14,6 +14,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search import records
+from ww_opt.search.importance import Importance, importance
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.ranking import is_interrupted, n_settings, ranking
 from ww_opt.search.records import Look
@@ -21,6 +22,7 @@ from ww_opt.search.space import crowding
 from ww_opt.spectral.guards import FLOOR
 from ww_opt.spectral.scores import LATE_SHARE
 from ww_opt.study.alarms import alarms
+from ww_opt.study.mattered import mattered
 from ww_opt.study.picking import AGAIN
 from ww_opt.study.study import Study
 from ww_opt.study.trust import seed_noise, trust
@@ -58,7 +60,7 @@ class Closing:
     user interrupted count in ``n_interrupted`` alone. ``n_settings`` are the distinct settings that completed.
     ``direction`` says which way the score is better, ``meaning`` what the number is; ``noise`` is its standard
     deviation over seeds, NaN where not known. ``alarms`` must be read before the pick; ``trust`` says how far its
-    ranking can be trusted, in sentences.
+    ranking can be trusted, in sentences; ``mattered`` which settings mattered, ``importance`` the same in numbers.
     """
 
     n_complete: int
@@ -76,6 +78,8 @@ class Closing:
     n_interrupted: int = 0
     n_settings: int = 0
     noise: float = math.nan
+    mattered: tuple[str, ...] = ()
+    importance: Importance | None = None
 
 
 def closing(
@@ -103,6 +107,7 @@ def closing(
         if many := crowding(len(pick.params), len(trials)):
             said.append(many)
     seen = records.looks(pick) if pick is not None else ()
+    found = importance(host) if pick is not None else None
     return Closing(
         n_complete=len(of[TrialState.COMPLETE]),
         n_pruned=len(of[TrialState.PRUNED]),
@@ -119,6 +124,8 @@ def closing(
         n_interrupted=len(finished) - len(trials),
         n_settings=n_settings(of[TrialState.COMPLETE]),
         noise=noise,
+        mattered=tuple(mattered(found)) if found is not None else (),
+        importance=found,
     )
 
 

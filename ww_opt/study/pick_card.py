@@ -40,6 +40,7 @@ class PickCard:
         settings: by label, constants included.
         train_loss, late_loss, late_accuracy: at the end of its trial; ``None``: not known.
         alarms, trust: how far to trust it, in sentences.
+        mattered: which settings mattered in its study, in sentences.
         weights: file of its state dict, in the same folder; ``None`` where none was kept.
         versions: of this package, torch, Optuna and Python.
         git_commit: of the study file's folder, with ``+changes`` where files differ from it; ``None`` outside of git.
@@ -65,6 +66,7 @@ class PickCard:
     late_accuracy: float | None
     alarms: tuple[str, ...]
     trust: tuple[str, ...]
+    mattered: tuple[str, ...]
     weights: str | None
     versions: Mapping[str, str]
     git_commit: str | None
@@ -111,6 +113,7 @@ def pick_card(study: Study, host: optuna.Study, result: Closing, weights: Path |
         late_accuracy=_finite(look.late_accuracy) if look else None,
         alarms=result.alarms,
         trust=result.trust,
+        mattered=result.mattered,
         weights=weights.name if weights is not None else None,
         versions=_versions(),
         git_commit=git_commit(folder),

@@ -56,11 +56,13 @@ def of_study(
         files: figure, ``pick.json`` and weights of the pick.
     """
     trials = list(trials)
-    tags = {"ww_opt.alarms": "\n".join(result.alarms), "ww_opt.trust": "\n".join(result.trust)}
+    tags = {f"ww_opt.{name}": "\n".join(getattr(result, name)) for name in ("alarms", "trust", "mattered")}
     tags |= {f"ww_opt.finding.{name}": str(count) for name, count in finding_counts(trials).items()}
     tags |= {f"ww_opt.pruned.{name}": str(count) for name, count in rule_counts(trials).items()}
     metrics = {"steps_saved": result.saved, "seed_noise": result.noise}
     metrics |= {f"n_{name}": float(getattr(result, f"n_{name}")) for name in ("complete", "pruned", "failed")}
+    if result.importance is not None:
+        metrics |= {f"importance/{own.kind}": own.share for own in result.importance.kinds}
     params: dict[str, str] = {}
     if card is not None:
         own = asdict(card)
