@@ -15,7 +15,7 @@ from ww_opt.spectral.terms import AlphaTerm, band, mean_of, missing_spikes
 ROW = LayerDiagnostics(
     name="a", kind="Linear", parameter="a.weight", N=128, M=128, Q=1.0, n_matrices=1,
     alpha=2.0, D=0.06, sigma=0.2, n_tail=40, n_eigenvalues=128,
-    spectral_norm=2.0, effective_rank=80.0, null_effective_rank=95.0, spikes=20,
+    spectral_norm=3.0, effective_rank=80.0, null_effective_rank=95.0, spikes=20,
 )  # fmt: skip
 TERM = AlphaTerm()
 PENALISED = ("default", "alpha", "alpha:language", "alpha:3.5")
