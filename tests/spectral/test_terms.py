@@ -46,6 +46,7 @@ def test_by_hand() -> None:
     assert TERM(replace(ROW, spikes=0)) == TERM(replace(ROW, D=0.18)) == 1.0
     assert of("alpha", replace(ROW, alpha=4.0), ROW) == pytest.approx(0.25)
     assert of("default", ROW) == 0.0
+    assert of("default", replace(ROW, spikes=5)) == of("alpha", replace(ROW, spikes=5)) == pytest.approx(1 - 5 / 12.8)
     assert of("default", replace(ROW, alpha=6.0)) == pytest.approx(ALPHA_SHARE * 0.5)
     assert [USUAL_ALPHA.distance(alpha) for alpha in (1.0, 2.0, 3.0, 4.0, 5.0)] == [0.25, 0.0, 0.0, 0.0, 0.25]
 
