@@ -24,7 +24,7 @@ FLOORS_OF_SPECTRAL: tuple[tuple[str, ...], ...] = (
     ("reading",),
     ("measuring",),
     ("rules",),
-    ("diagnostics", "comparison"),
+    ("diagnostics", "comparison", "terms"),
     ("scores",),
     ("advice",),
 )

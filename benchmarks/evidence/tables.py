@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.evidence import alphas
 from benchmarks.evidence.candidates import FAMILIES, LATE_CANDIDATES, LATE_FAMILIES
 from benchmarks.evidence.judge import Figures, Study, agreement, by_seed, figures, left_out, rules, splits, studies
 from benchmarks.evidence.kept import DATA, Record, read
@@ -31,14 +32,15 @@ def report(folder: Path = DATA, cases: Sequence[Case] = CASES) -> str:
     table = {name: [figures(study, rule) for study in base] for name, rule in rules().items()}
     parts = [_runs(base), _averages("Base runs", base, table), _per_task(base, table)]
     if len(base) > 2:
-        parts.append(_left_out("Base runs", base, FAMILIES))
+        parts.append(_left_out("Base runs", base, {**FAMILIES, **alphas.FAMILIES}))
     late = studies("late", folder, cases)
     late_table: Table = {}
     if late:
         late_table = {name: [figures(study, rule) for study in late] for name, rule in LATE_CANDIDATES.items()}
         parts += [_averages("Late-entry runs", late, late_table), _per_task(late, late_table), _cost(base, late)]
         if len(late) > 2:
-            parts.append(_left_out("Late-entry runs", late, LATE_FAMILIES))
+            parts.append(_left_out("Late-entry runs", late, {**LATE_FAMILIES, **alphas.LATE_FAMILIES}))
+            parts.append(_alpha(base, late))
     holdout = studies("holdout", folder, cases)
     if holdout:
         parts.append(_validation(base, holdout, {**table, **late_table}))
@@ -134,6 +136,11 @@ def _left_out(title: str, of: Sequence[Study], families: Mapping[str, Mapping[st
     head = ("score, chosen by", "mean", *(study.case.name for study in of))
     about = "Spearman / points lost with the constants that are best on the other tasks"
     return f"### {title}, left out: {about}\n\n" + _lines(head, rows())
+
+
+def _alpha(base: Sequence[Study], late: Sequence[Study]) -> str:
+    own = list(alphas.differences(base, late))
+    return "### Alpha in the default: what each form changes, against none\n\n" + _lines(own[0], iter(own[1:]))
 
 
 def _cost(base: Sequence[Study], late: Sequence[Study]) -> str:

@@ -25,7 +25,7 @@ from tests import tiny
 from ww_opt import LayerwiseSpace, SpectralObjective
 from ww_opt.search import records
 from ww_opt.search.objective import _tell_of_threads
-from ww_opt.spectral.scores import SCORES, guard
+from ww_opt.spectral.scores import SCORES, guard, named_score
 
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
     "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=1),
@@ -176,10 +176,15 @@ def test_the_guard_adds_what_the_training_loss_says() -> None:
         assert look.value < look.score
 
 
-@pytest.mark.parametrize("name", SCORES)
+def test_a_target_that_is_none_is_refused_before_anything_is_trained() -> None:
+    with pytest.raises(ValueError, match=r"`target` must be one of .* but got target='speech'"):
+        replace(tiny.OBJECTIVE, score="alpha:speech")
+
+
+@pytest.mark.parametrize("name", [*SCORES, "alpha:3.5"])
 def test_a_score_brings_its_direction(name: str) -> None:
     objective = replace(tiny.OBJECTIVE, score=name)
-    assert objective.direction == SCORES[name].direction
+    assert objective.direction == named_score(name).direction
     study = optuna.create_study(direction=objective.direction, pruner=optuna.pruners.NopPruner())
     study.optimize(objective, n_trials=1)
     assert math.isfinite(study.best_value)

@@ -49,8 +49,9 @@ def test_contract() -> None:
     assert score(model) == SCORES["default"](diagnose(model))
 
 
+@pytest.mark.parametrize("name", ["default", "alpha", "alpha:language"])
 @pytest.mark.parametrize("cheat", ["mean shift", "row norms", "scale", "huge entry", "lost rank"])
-def test_the_default_is_not_cheated(cheat: str) -> None:
+def test_scores_with_penalties_are_not_cheated(cheat: str, name: str) -> None:
     W = noise()
     changed = {
         "mean shift": lambda: W + 0.3,
@@ -59,7 +60,20 @@ def test_the_default_is_not_cheated(cheat: str) -> None:
         "huge entry": lambda: W.index_put((torch.tensor(3), torch.tensor(4)), torch.tensor(5.0)),
         "lost rank": lambda: W @ torch.diag((torch.arange(128) < 8).float()),
     }[cheat]()
-    assert score(model_of(changed)) > score(model_of(W)) - 0.05
+    assert score(model_of(changed), name) > score(model_of(W), name) - 0.05
+
+
+@pytest.mark.parametrize("name", ["default", "alpha", "alpha:language", "alpha:3.5"])
+@pytest.mark.parametrize("fault", ["died", "started anew", "huge entries", "lost rank"])
+def test_a_layer_that_breaks_never_improves_scores_with_penalties(fault: str, name: str) -> None:
+    W, generator = learnt(), torch.Generator().manual_seed(3)
+    broken = {
+        "died": lambda: W * 0.0 + 1e-9 * noise(seed=7),
+        "started anew": lambda: noise(seed=7),
+        "huge entries": lambda: W + 60.0 * (torch.rand(128, 128, generator=generator) < 2e-4) * W.std(),
+        "lost rank": lambda: W @ torch.diag((torch.arange(128) < 8).float()),
+    }[fault]()
+    assert score(model_of(learnt(seed=5), broken), name) > score(model_of(learnt(seed=5), W), name)
 
 
 def test_head_embedding_and_narrow_layers_are_not_judged() -> None:
@@ -81,8 +95,8 @@ def test_broken_weights_give_nan() -> None:
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'spike_share'.*but got 'alpha'"):
-        score(model_of(noise()), "alpha")
+    with pytest.raises(ValueError, match=r"'spike_share'.*or 'alpha:<number>', but got 'beta'"):
+        score(model_of(noise()), "beta")
 
 
 def test_guard_is_the_floored_logarithm() -> None:

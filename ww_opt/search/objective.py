@@ -41,7 +41,7 @@ class SpectralObjective:
         n_steps: optimizer steps of a trial.
         interval_steps: steps between looks; a tenth of the run by default. Each look diagnoses the model, remembers the
             rows, reports the score and asks the pruner.
-        score: a key of ``SCORES``.
+        score: a key of ``SCORES``, or ``"alpha:3.5"``, the alpha that it aims at.
         guard: ``True``: add the training loss, see :func:`ww_opt.spectral.scores.guard`. ``"late"``: let a few training
             examples join late, and guard by what they say just before (:mod:`ww_opt.training.late_entry`); until then
             by the training loss. Needs ``task.late_entry``.

@@ -59,7 +59,7 @@ class Run:
         space: what is searched, per layer. ``None``: nothing is suggested here.
         late: the training examples by number, of which some join late and judge the model. ``None``: no late entry.
         interval_steps: steps between looks; a tenth of the run by default.
-        score: a key of ``SCORES``.
+        score: a key of ``SCORES``, or ``"alpha:3.5"``, the alpha that it aims at.
         guard: as in :class:`ww_opt.SpectralObjective`; by default ``"late"`` with ``late``, else ``False``.
         first_loss: training loss before the first step. By default it is taken: with ``late`` in eval mode over eight
             batches, else from the first step.

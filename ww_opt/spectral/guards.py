@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import TypedDict
 
-__all__ = ["CHANCE", "FLOOR", "guard", "late_guard", "relative_loss"]
+__all__ = ["CHANCE", "FLOOR", "Losses", "guard", "late_guard", "relative_loss"]
+
+
+class Losses(TypedDict, total=False):
+    """Losses that guards go by: the training loss, now and before the first step, that of latecomers, and its kind."""
+
+    train_loss: float | None
+    first_loss: float | None
+    late_loss: float | None
+    in_nats: bool | None
+
 
 FLOOR = 0.5
 """Share of the first loss under which a smaller training loss earns nothing. What lies below may be wrong labels learnt

@@ -146,7 +146,7 @@ def too_many_parameters(objective: SpectralObjective, n_trials: int) -> str:
 def meaning(objective: SpectralObjective) -> str:
     """Say in a sentence what the value of a trial is made of, and what is good."""
     own = (
-        "the default score of the weights, 0 (best) to 4: spikes and gain that are missing, traps, dead directions"
+        "the default score of the weights, 0 (best) to 4: missing spikes and gain, odd alphas, traps, dead directions"
         if objective.score == "default"
         else f"the score {objective.score!r} of the weights"
     )
