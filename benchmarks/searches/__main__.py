@@ -5,19 +5,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.searches.kept import PATH, SEARCH_CASES, SEEDS, as_line, run_searches
+from benchmarks.searches.kept import PATH, SEARCH_CASES, SEEDS, as_line, read_searches, run_searches
 from benchmarks.searches.methods import METHODS
+from benchmarks.searches.tables import lines
+
+OURS = "layerwise with repeats"
 
 
 def main() -> None:
     """Run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.searches")
-    parser.add_argument("what", choices=("run",))
+    parser.add_argument("what", choices=("run", "judge"))
     parser.add_argument("--cases", default=",".join(case.name for case in SEARCH_CASES))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--path", type=Path, default=PATH)
     options = parser.parse_args()
+    if options.what == "judge":
+        print("\n".join(lines(read_searches(options.path), OURS)))
+        return
     cases = [case for case in SEARCH_CASES if case.name in options.cases.split(",")]
     seeds = [int(seed) for seed in options.seeds.split(",")]
     for record in run_searches(cases, options.methods.split(","), seeds, options.path):

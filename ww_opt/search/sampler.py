@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from ww_opt.search.acquisition import propose
 from ww_opt.search.coordinates import Array, Coordinates, from_unit, kind_of
 from ww_opt.search.repeats import is_repeat
+from ww_opt.search.stopping import remember_expected
 from ww_opt.search.surrogate import Surrogate, conditioned, fit_surrogate
 
 __all__ = ["LayerwiseSampler", "believed"]
@@ -99,7 +100,9 @@ class LayerwiseSampler(BaseSampler):
             point = coordinates.shared(self._spread(coordinates.n_shared, trial.number))[0]
         else:
             with threadpool_limits(1):  # on small matrices threads wait for each other
-                point = known.proposal(rng)
+                point, gain, noise = known.proposal(rng)
+            if math.isfinite(gain):
+                remember_expected(study, trial, gain, noise)
         parameters = _distinct(coordinates, point, known.points, rng)
         _share(study, trial, parameters)
         return parameters
@@ -180,8 +183,8 @@ class _Known:
         """Trials that have ended."""
         return sum(own.state.is_finished() for own in self._trials)
 
-    def proposal(self, rng: np.random.Generator) -> Array:
-        """The point to try next."""
+    def proposal(self, rng: np.random.Generator) -> tuple[Array, float, float]:
+        """The point to try next, the improvement expected of it, and the noise of a value; infinite: not known."""
         states = np.array([own.state.value for own in self._trials])
         complete = self._values((TrialState.COMPLETE,))
         known = np.isfinite(complete)
@@ -189,7 +192,7 @@ class _Known:
             complete, known = self._values((TrialState.PRUNED,)), np.isfinite(self._values((TrialState.PRUNED,)))
         if known.sum() < 2 or np.ptp(complete[known]) == 0.0:
             shared: Array = self._coordinates.shared(rng.random((1, self._coordinates.n_shared)))
-            return np.asarray(shared[0])
+            return np.asarray(shared[0]), math.inf, math.inf
         values, scale = _standardised(complete[known])
         surrogate = fit_surrogate(self._coordinates, self.points[known], values)
         filled = np.full(len(self._trials), np.nan)
@@ -206,7 +209,8 @@ class _Known:
                 filled[place] = worst
         if not known.all():
             surrogate = conditioned(self._coordinates, self.points, filled, surrogate.theta)
-        return propose(surrogate, self.points, rng, self._limit()).point
+        found = propose(surrogate, self.points, rng, self._limit())
+        return found.point, found.expected_improvement, surrogate.noise
 
     def _values(self, states: Sequence[TrialState]) -> Array:
         """Values of the trials in these states, lower is better, NaN elsewhere and where they are not finite."""

@@ -47,26 +47,37 @@ def queue_again(trial: optuna.Trial, parameters: dict[str, object]) -> None:
     trial.study.enqueue_trial(parameters, user_attrs={MARK: mark} if mark else None)
 
 
-def plan_repeat(host: optuna.Study, n_trials: int, n_leaders: int, n_repeats: int) -> None:
+def plan_repeat(host: optuna.Study, n_trials: int, n_leaders: int, n_repeats: int, *, is_done: bool = False) -> bool:
     """Queue the next repeat once the trials that are left are no more than the repeats to be done.
 
     Workers may come at once: of two that queue the same repeat the later one takes it back.
+
+    Args:
+        host: the study.
+        n_trials: its budget.
+        n_leaders: how many are repeated.
+        n_repeats: how often each of them.
+        is_done: the search is over before its budget.
+
+    Returns:
+        Whether there is something to run.
     """
     while n_leaders:
         trials = host.get_trials(deepcopy=False)
         if any(trial.state is TrialState.WAITING for trial in trials):
-            return
+            return True
         n_left = n_trials - sum(not is_interrupted(trial) for trial in trials)
-        if n_left > n_leaders * n_repeats:
-            return
+        if n_left > n_leaders * n_repeats and not is_done:
+            return True
         todo = still_to_repeat(host, leaders(host, _candidates(host), n_leaders), n_repeats)
-        if n_left > len(todo) or not todo:
-            return
+        if not todo or (n_left > len(todo) and not is_done):
+            break
         repeat = todo[0]
         parameters = trials[repeat.of].params
         host.enqueue_trial(parameters, user_attrs={MARK: list(repeat)})
         if _is_first(host, repeat):
-            return
+            return True
+    return not is_done
 
 
 def _candidates(host: optuna.Study) -> list[FrozenTrial]:

@@ -20,6 +20,7 @@ from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.pruner import SpectralPruner
 from ww_opt.search.ranking import INTERRUPTED, is_interrupted
 from ww_opt.search.repeats import n_leaders
+from ww_opt.search.stopping import is_converged
 from ww_opt.spectral.scores import FORMULA
 from ww_opt.study.endings import NOTHING_LEFT, Failures, Observer, Passed, Stops, free_memory, is_exhausted
 from ww_opt.study.faults import is_bad_input, place_of
@@ -37,6 +38,9 @@ __all__ = [
     "open_study",
     "run",
 ]
+
+
+CONVERGED = "The search has converged: no trial promises more than a fifth of the noise of the score."
 
 
 def _is_exception(kind: object) -> bool:
@@ -64,6 +68,8 @@ class Study:
         catch: exceptions of a trial after which the study goes on: the trial is recorded as failed, with the reason,
             and uses up budget. A fault of the code, not of one setting, ends the study all the same: while no trial
             has completed or was pruned yet, and when three in a row have failed. ``()``: the first one ends it.
+        stop_early: end the search when three trials in a row promise less than a fifth of the noise, as
+            :class:`ww_opt.LayerwiseSampler` says of its own; leaders are still repeated. Other samplers do not say.
         n_repeats: how often each of the leaders is trained again at the end, with other seeds and other late examples:
             their means decide. They are trials of the study and take a quarter of ``n_trials`` at most; the settings
             that the user came with are among them. Under 8 for each repeat (16 trials by default) nothing is repeated
@@ -83,6 +89,7 @@ class Study:
     seed: int = 0
     keep_weights: Literal["all", "best"] = "all"
     n_repeats: int = 2
+    stop_early: bool = False
     catch: tuple[type[Exception], ...] = (Exception,)
 
     def __post_init__(self) -> None:
@@ -222,11 +229,18 @@ def run(
         kept = replace(study.objective, on_trained=keep_all(directory))
         objective = stops.inside(_recorded(kept, interruptions, Failures(study.catch)))
         while not (interruptions.is_due or stops.is_over) and time.monotonic() < deadline and may_start():
-            plan_repeat(host, study.n_trials, n_leaders(study.n_trials, study.n_repeats), study.n_repeats)
+            if not _next_is_planned(study, host):
+                return CONVERGED
             host.optimize(objective, n_trials=1, callbacks=[stops.after_trial, *callbacks], catch=(Passed,))
     if interruptions.is_due:
         raise KeyboardInterrupt
     return stops.said
+
+
+def _next_is_planned(study: Study, host: optuna.Study) -> bool:
+    """Whether there is a trial to run: one more of the search, or a repeat, which is queued."""
+    n, is_done = n_leaders(study.n_trials, study.n_repeats), study.stop_early and is_converged(host)
+    return plan_repeat(host, study.n_trials, n, study.n_repeats, is_done=is_done)
 
 
 def _recorded(
