@@ -312,7 +312,7 @@ STUDY = study(evaluate=lambda model: next(values), metric="error", higher_is_bet
 """
         answer = ww("run", ww.study(text), "--no-mlflow")
         assert "The sealed test set, opened only now (error)" in answer.out
-        assert "the best trial      0.25  (trial 0, known by hindsight only)" in answer.out
+        assert "the best trial         0.25  (trial 0, known by hindsight only)" in answer.out
         assert "%" not in answer.out.partition("The sealed test set")[2].partition("Weights")[0]
 
     def test_one_setting_that_raises_is_told_and_the_study_goes_on(self, ww: Runner) -> None:

@@ -77,9 +77,9 @@ def test_a_study_that_went_well_says_what_its_score_is() -> None:
 @pytest.mark.parametrize(
     ("metric", "pick", "line"),
     [
-        ("accuracy", 0.59, "  the pick           59.0%"),
-        ("R2", 0.59, "  the pick            0.59"),
-        ("accuracy", -3.5, "  the pick            -3.5"),
+        ("accuracy", 0.59, "  the pick              59.0%"),
+        ("R2", 0.59, "  the pick               0.59"),
+        ("accuracy", -3.5, "  the pick               -3.5"),
     ],
 )
 def test_only_shares_of_accuracy_are_percents(metric: str, pick: float, line: str) -> None:
@@ -95,3 +95,12 @@ def test_nothing_to_pick_says_why(tmp_path: Path) -> None:
     text = closing_text(closing(tiny.STUDY, host), {})
     assert "There is nothing to pick: relax what is said below." in text
     assert "1 completed trial not ranked, for a constraint is violated: 0." in text
+
+
+def test_what_the_user_came_with_and_the_best_shared_setting_stand_beside_the_pick() -> None:
+    accuracy = TestAccuracy(0.81, 0.82, 7, 0.6, 30, start=0.472, start_number=0, shared=0.79, shared_number=4)
+    assert accuracy_text(accuracy).splitlines()[1:4] == [
+        "  the pick              81.0%",
+        "  what you came with    47.2%  (trial 0)",
+        "  best shared setting   79.0%  (trial 4, the best by its score whose layers have the same settings)",
+    ]

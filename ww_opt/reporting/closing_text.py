@@ -64,25 +64,31 @@ def _reasons(reasons: Iterable[str]) -> list[str]:
 
 def accuracy_text(accuracy: TestAccuracy) -> str:
     """Tell what the sealed test set says: accuracies in percent, any other metric as it is."""
-    known = [own for own in (accuracy.pick, accuracy.best, accuracy.median, accuracy.again) if not math.isnan(own)]
+    own = accuracy
+    known = [
+        value for value in (own.pick, own.best, own.median, own.again, own.start, own.shared) if not math.isnan(value)
+    ]
     is_share = accuracy.metric == "accuracy" and all(0.0 <= own <= 1.0 for own in known)
 
     def told(value: float) -> str:
         return f"{value:.1%}" if is_share else number(value)
 
-    width = max(len(told(own)) for own in known) if known else 0
+    width = max((len(told(value)) for value in known), default=0)
     width = max(width, 6)
+    again = f"  ({told(own.again)} trained again with all examples from the start)" * (not math.isnan(own.again))
     lines = [
-        f"The sealed test set, opened only now ({accuracy.metric})",
-        f"  the pick          {told(accuracy.pick):>{width}}",
+        f"The sealed test set, opened only now ({own.metric})",
+        f"  the pick             {told(own.pick):>{width}}{again}",
     ]
-    if not math.isnan(accuracy.again):
-        lines[1] += f"  ({told(accuracy.again)} trained again with all examples from the start)"
-    if not math.isnan(accuracy.best):
+    if not math.isnan(own.start):
+        lines.append(f"  what you came with   {told(own.start):>{width}}  (trial {own.start_number})")
+    if not math.isnan(own.shared):
+        what = f"trial {own.shared_number}, the best by its score whose layers have the same settings"
+        lines.append(f"  best shared setting  {told(own.shared):>{width}}  ({what})")
+    if not math.isnan(own.best):
         lines += [
-            f"  the best trial    {told(accuracy.best):>{width}}  "
-            f"(trial {accuracy.best_number}, known by hindsight only)",
-            f"  the median trial  {told(accuracy.median):>{width}}  (of {accuracy.n_trials} completed)",
+            f"  the best trial       {told(own.best):>{width}}  (trial {own.best_number}, known by hindsight only)",
+            f"  the median trial     {told(own.median):>{width}}  (of {own.n_trials} completed)",
         ]
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 Array = NDArray[np.float64]
 
-__all__ = ["Array", "Coordinates", "from_unit", "kind_of", "to_unit"]
+__all__ = ["Array", "Coordinates", "agree", "from_unit", "kind_of", "to_unit"]
 
 _TREND = 0.2
 """How much of its variance a trend over depth counts for."""
@@ -28,6 +28,19 @@ def kind_of(name: str) -> str:
     """``lr`` of ``lr/encoder.0``; empty where a parameter belongs to no layer."""
     kind, slash, label = name.partition("/")
     return kind if slash and label else ""
+
+
+def agree(parameters: Mapping[str, Any]) -> bool:
+    """Whether all labels of each kind have the same value, and some kind has several labels."""
+    by_kind: dict[str, list[Any]] = {}
+    for name, value in parameters.items():
+        if kind_of(name):
+            by_kind.setdefault(kind_of(name), []).append(value)
+    return any(len(own) > 1 for own in by_kind.values()) and all(
+        value == own[0] or (isinstance(value, float) and math.isclose(value, own[0]))
+        for own in by_kind.values()
+        for value in own
+    )
 
 
 def to_unit(value: Any, distribution: FloatDistribution | IntDistribution) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,12 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search import records
+from ww_opt.search.coordinates import agree
 from ww_opt.search.importance import Importance, importance
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.ranking import is_interrupted, n_settings, ranking
 from ww_opt.search.records import Look
+from ww_opt.search.repeats import start_of
 from ww_opt.search.space import crowding
 from ww_opt.spectral.guards import FLOOR
 from ww_opt.spectral.scores import LATE_SHARE
@@ -36,6 +38,8 @@ __all__ = ["Closing", "TestAccuracy", "closing", "meaning", "open_test_set", "to
 class TestAccuracy:
     """What the sealed test set says of the pick, the best and the median of ``n_trials`` completed trials.
 
+    ``start`` is that of the settings that the user came with, ``shared`` that of the best trial by its score whose
+    layers all had the same settings, with the numbers of the trials; NaN where there is none, or it has no weights.
     ``best`` and ``median`` are NaN where only the pick's weights were kept; ``again``, of the pick trained once more
     (:func:`ww_opt.study.picking.train_pick`), where it was not. ``metric`` names the numbers.
     """
@@ -49,6 +53,10 @@ class TestAccuracy:
     n_trials: int
     again: float = math.nan
     metric: str = "accuracy"
+    start: float = math.nan
+    start_number: int = 0
+    shared: float = math.nan
+    shared_number: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,11 @@ def closing(
     )
 
 
+def _by_value(host: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    sign = -1.0 if host.direction is optuna.study.StudyDirection.MAXIMIZE else 1.0
+    return sorted(trials, key=lambda trial: sign * trial.values[0])
+
+
 def too_many_parameters(objective: SpectralObjective, n_trials: int) -> str:
     """Say so where a study searches more parameters than it has trials; empty otherwise, or where that is not known.
 
@@ -205,7 +218,13 @@ def open_test_set(study: Study, host: optuna.Study, directory: Path) -> TestAccu
         again = float(task.evaluate(model))
     only_pick = len(kept) < len(complete)
     best = (max if task.higher_is_better else min)(values, key=lambda number: values[number])
+    start = start_of(host)
+    shared = next((trial.number for trial in _by_value(host, ranked.trials) if agree(trial.params)), None)
     return TestAccuracy(
+        start=math.nan if start is None else values.get(start, math.nan),
+        start_number=start or 0,
+        shared=math.nan if shared is None else values.get(shared, math.nan),
+        shared_number=shared or 0,
         pick=values[pick.number],
         best=math.nan if only_pick else values[best],
         best_number=best,
