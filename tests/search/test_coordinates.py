@@ -1,3 +1,10 @@
+"""What labels of a kind have in common."""
+
+from __future__ import annotations
+
+import pytest
+
+from ww_opt.search.coordinates import agree
 
 
 @pytest.mark.parametrize(
