@@ -149,7 +149,9 @@ class Env:
         return [(n_test * own + float(more)) / n for own, more in zip(found, right, strict=True)]
 
 
-def lockstep(env: Env, searches: Mapping[Any, Search]) -> Iterator[tuple[Any, list[tuple[Request, Answer]], Parameters]]:
+def lockstep(
+    env: Env, searches: Mapping[Any, Search]
+) -> Iterator[tuple[Any, list[tuple[Request, Answer]], Parameters]]:
     """Run searches to their ends; yield key, what was asked and answered, and the pick of each that has ended."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     asked: dict[Any, Request] = {}
