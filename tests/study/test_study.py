@@ -219,7 +219,7 @@ class TestInterrupted:
             return tiny.build_model()
 
         study = quick(objective=replace(QUICK, task=replace(tiny.TASK, build_model=build_model)))
-        host = open_study(study)
+        host = open_study(study, is_checked=True)  # which builds no model
         host.enqueue_trial({"lr/0": 0.02})
         with pytest.raises(KeyboardInterrupt):
             run(study, host, tmp_path)

@@ -17,6 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search import records
+from ww_opt.search.bounds import is_inside, rescaled
 
 __all__ = [
     "INTERRUPTED",
@@ -81,20 +82,24 @@ def ranking(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) ->
         trials: those to rank; default: all of the study.
 
     Returns:
-        The largest group of complete, feasible trials with a finite value that :func:`comparable` leaves together;
-        nothing where the study has several objectives, for it then has no best.
+        The largest group of complete, feasible trials with a finite value that :func:`comparable` leaves together,
+        inside the bounds of the space where those were changed; nothing where the study has several objectives, for it
+        then has no best.
     """
     if len(study.directions) != 1:
         return Ranking(())
     complete = [trial for trial in _given(study, trials) if trial.state is TrialState.COMPLETE]
     feasible = [trial for trial in complete if is_feasible(trial)]
     finite = [trial for trial in feasible if _is_finite(trial)]
-    kept, apart = comparable(finite)
+    inside = _inside(study, finite)
+    kept, apart = comparable(inside)
     said = []
     if beyond := _numbers_of(complete, but=feasible):
         said.append(f"{_trials(len(beyond))} not ranked, for a constraint is violated: {some(beyond)}.")
     if endless := _numbers_of(feasible, but=finite):
         said.append(f"{_trials(len(endless))} not ranked, for the score is not finite: {some(endless)}.")
+    if outside := _numbers_of(finite, but=inside):
+        said.append(f"{_trials(len(outside))} not ranked, for the bounds have changed since: {some(outside)}.")
     return Ranking(tuple(_sorted(study, kept)), (*said, *([apart] if apart else [])))
 
 
@@ -113,7 +118,7 @@ def groups(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> 
         for trial in _given(study, trials)
         if trial.state is TrialState.COMPLETE and is_feasible(trial) and _is_finite(trial)
     ]
-    return [_sorted(study, group) for group in _by_kind(own).values()]
+    return [_sorted(study, group) for group in _by_kind(_inside(study, own)).values()]
 
 
 def comparable(trials: Iterable[FrozenTrial]) -> tuple[list[FrozenTrial], str]:
@@ -148,6 +153,12 @@ def some(numbers: Sequence[int]) -> str:
     """List at most ten numbers, and how many more there are."""
     shown = ", ".join(str(number) for number in numbers[:10])
     return shown if len(numbers) <= 10 else f"{shown} and {len(numbers) - 10} more"
+
+
+def _inside(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that are a point of the space as it is now: others could not be trained again."""
+    bounds = rescaled(study)
+    return trials if bounds is None else [trial for trial in trials if is_inside(trial.params, bounds)]
 
 
 def _numbers_of(trials: Iterable[FrozenTrial], but: Iterable[FrozenTrial]) -> list[int]:
