@@ -32,8 +32,9 @@ def with_sampler(
     def search(env: Env, seed: int) -> Search:
         space = _shared(env.parameters) if is_shared else env.parameters
         study = optuna.create_study(sampler=sampler(seed))
-        study.enqueue_trial({name: env.untuned[_first(name, env)] for name in space})
-        study.set_user_attr(START, 0)
+        start = {name: env.untuned[_first(name, env)] for name in space}
+        study.enqueue_trial(start)
+        study.set_user_attr(START, {"params": start})
         for _ in range(N_RUNS):
             plan_repeat(study, N_RUNS, n_leaders(N_RUNS, n_repeats), n_repeats)
             trial = study.ask(dict(space))

@@ -97,7 +97,7 @@ def test_direction_is_the_study_s() -> None:
 @pytest.mark.parametrize(("gain", "pick"), [(0.05, 0), (3.0, 1)])
 def test_the_user_s_own_settings_lead_unless_another_beats_the_noise(gain: float, pick: int) -> None:
     study = _study([2.0, 2.0 - gain])
-    study.set_user_attr(repeats.START, 0)
+    study.set_user_attr(repeats.START, {"params": study.trials[0].params})
     for draw, shift in ((1, 0.5), (2, -0.5)):
         _add(study, 2.0 + shift, Repeat(0, draw))
         _add(study, 2.0 - gain - shift, Repeat(1, draw))
@@ -110,7 +110,7 @@ def test_leaders_hold_the_user_s_own_settings() -> None:
     study = _study([9.0, 1.0, 2.0, 3.0])
     ranked = list(ranking(study).trials)
     assert leaders(study, ranked, 2) == [1, 2]
-    study.set_user_attr(repeats.START, 0)
+    study.set_user_attr(repeats.START, {"params": study.trials[0].params})
     assert leaders(study, ranked, 2) == [1, 0]
 
 

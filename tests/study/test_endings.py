@@ -26,7 +26,7 @@ SPACE = {f"lr/{layer}": [0.01] for layer in ("2", "4")}
 
 
 def raising(when: Callable[[int], bool], error: type[Exception] = RuntimeError, **changes: Any) -> Study:
-    """A study of which the trials whose number fulfils ``when`` raise."""
+    """A study of which the trials whose number fulfils ``when`` raise; to open it builds no model (``is_checked``)."""
     number = -1
 
     def build_model() -> nn.Module:
@@ -45,7 +45,7 @@ def raising(when: Callable[[int], bool], error: type[Exception] = RuntimeError, 
 
 def ended(study: Study, directory: Path) -> str:
     """States of the trials, a letter each."""
-    host = open_study(study)
+    host = open_study(study, is_checked=True)
     try:
         run(study, host, directory)
     except Exception as error:
@@ -56,7 +56,7 @@ def ended(study: Study, directory: Path) -> str:
 class TestTrialsThatRaise:
     def test_one_is_a_fault_of_its_setting(self, tmp_path: Path) -> None:
         study = raising(lambda number: number in (1, 3, 4), torch.OutOfMemoryError)
-        host = open_study(study)
+        host = open_study(study, is_checked=True)
         run(study, host, tmp_path)
         assert [trial.state for trial in host.trials].count(TrialState.FAIL) == 3
         assert records.reason(host.trials[3]) == "OutOfMemoryError: of trial 3"
@@ -76,7 +76,7 @@ class TestTrialsThatRaise:
     def test_nothing_is_caught_that_was_not_asked_for(self, tmp_path: Path) -> None:
         for number, catch in enumerate([(), (MemoryError,)]):
             study = raising(lambda number: number == 1, catch=catch)
-            host = open_study(study)
+            host = open_study(study, is_checked=True)
             with pytest.raises(RuntimeError, match="of trial 1"):
                 run(study, host, tmp_path / str(number))
 
@@ -99,7 +99,7 @@ class TestTrialsThatRaise:
 
         task = replace(tiny.TASK, build_model=build_model, loss=loss)
         study = replace(tiny.STUDY, objective=replace(QUICK, task=task), n_trials=3)
-        run(study, open_study(study), tmp_path)
+        run(study, open_study(study, is_checked=True), tmp_path)
         assert len(models) == 3
         assert not alive[-1], "else it would take the next trial's memory"
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tests import tiny
 from ww_opt.search import records
 from ww_opt.search.ranking import INTERRUPTED, ranking
-from ww_opt.search.repeats import MARK, START, repeat_of, spread
+from ww_opt.search.repeats import MARK, repeat_of, spread
 from ww_opt.study.closing import closing
 from ww_opt.study.leaders import drawn, plan_repeat
 from ww_opt.study.study import open_study, run
@@ -108,9 +108,8 @@ def test_settings_that_the_user_came_with_run_to_their_end_and_are_repeated(tmp_
         def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
             return trial.number < 9
 
-    study = replace(STUDY, pruner=PruneAll(), objective=replace(OBJECTIVE, interval_steps=2))
+    study = replace(STUDY, pruner=PruneAll(), objective=replace(OBJECTIVE, interval_steps=2), start=True)
     host = open_study(study)
-    host.set_user_attr(START, 0)
     run(study, host, tmp_path)
     assert host.trials[0].state is TrialState.COMPLETE
     assert host.trials[1].state is TrialState.PRUNED

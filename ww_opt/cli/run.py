@@ -44,6 +44,17 @@ __all__ = ["run"]
 )
 @click.option("--seed", type=int, help="Seed of the sampler. Default: the study's own.")
 @click.option(
+    "--start/--no-start",
+    default=None,
+    help="Try the present configuration first: what optimizer and model have as they are. Default: the study's own, "
+    "which does unless it says otherwise.",
+)
+@click.option(
+    "--changed-space",
+    type=click.Choice(["refuse", "rescale"]),
+    help="Where a stored study was run in other bounds: refuse, or go on with the new ones. Default: the study's own.",
+)
+@click.option(
     "--tracking-uri", help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else sqlite in --directory."
 )
 @click.option("--experiment", default="ww_opt", show_default=True, help="MLflow experiment; made where there is none.")
@@ -95,7 +106,7 @@ def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLf
 
     if options["workers"] < 1:
         raise ValueError(f"`workers >= 1` must hold, but got workers={options['workers']}.")
-    given = {"n_trials": options["n_trials"], "timeout": options["timeout"], "seed": options["seed"]}
+    given = {name: options[name] for name in ("n_trials", "timeout", "seed", "start", "changed_space")}
     changes = {key: value for key, value in {**given, "name": options["study_name"]}.items() if value is not None}
     if options["catch"] is not None:
         changes["catch"] = (Exception,) if options["catch"] else ()

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 import optuna
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
@@ -19,9 +20,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ww_opt.search import records
 from ww_opt.search.report import check_trial, directions, pruned, report, report_late
 from ww_opt.search.space import LayerwiseSpace
+from ww_opt.search.starting import origin_of
 from ww_opt.spectral.scores import Direction, Score, named_score
+from ww_opt.training.layerwise import LayerSettings, labelled, parameter_groups
 from ww_opt.training.randomness import seeded
-from ww_opt.training.run import Checkpoint, train
+from ww_opt.training.run import Checkpoint, loss_before, train
 from ww_opt.training.task import Task
 
 __all__ = ["SpectralObjective"]
@@ -96,6 +99,25 @@ class SpectralObjective:
         """``minimize`` or ``maximize``: what ``optuna.create_study`` needs."""
         return named_score(self.score).direction
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the loss before training depends on beside the task: it compares only where these are the same."""
+        kind = torch.device(self.task.device).type
+        return {"seed": self.seed, "device": kind, "amp": str(self.task.amp), "is_late": self.guard == "late"}
+
+    def loss_before(self) -> float:
+        """Return the loss before training that every trial begins with; nothing is trained, and nobody told.
+
+        Raises:
+            Exception: what the user's callables raise, and what :meth:`__call__` does before the first step.
+        """
+        task = replace(self.task, late_entry=self.task.late_entry if self.guard == "late" else None)
+        with _one_at_a_time(), seeded(self.seed, task.device):
+            model = task.build_model()
+            label = self.space.label
+            groups = parameter_groups(model, dict.fromkeys(labelled(model, label), LayerSettings()), label)
+            return loss_before(model, task, groups, n_steps=self.n_steps)
+
     def __call__(self, trial: optuna.Trial) -> float:
         """Run one trial.
 
@@ -117,6 +139,8 @@ class SpectralObjective:
             model = self.task.build_model()
             _check_fresh(model, self.task.name)
             groups = self.space.configure(trial, model)
+            if (origin := origin_of(trial)) is not None:
+                records.write(trial, origin=origin)
             for checkpoint in train(model, task, groups, n_steps=self.n_steps, interval_steps=self.interval):
                 value = self._look(trial, checkpoint, chosen.guarded() if self.guard else chosen)
             if self.on_trained is not None:
@@ -127,6 +151,8 @@ class SpectralObjective:
         if checkpoint.error:
             raise pruned(trial, checkpoint.step, f"training diverged by step {checkpoint.step}: it {checkpoint.error}")
         records.write(trial, in_nats=checkpoint.in_nats)
+        if checkpoint.step <= self.interval:
+            records.write(trial, before=self.conditions | {"loss": checkpoint.first_loss})
         if checkpoint.late:
             report_late(trial, checkpoint.late)
         # the running loss sees a divergence that the few batches of the clean loss may miss

@@ -17,7 +17,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search import records
-from ww_opt.search.repeats import INTERRUPTED, is_repeat, spread, start_of
+from ww_opt.search.bounds import is_inside, rescaled
+from ww_opt.search.repeats import INTERRUPTED, is_repeat, spread, start_number
 
 __all__ = [
     "INTERRUPTED",
@@ -80,21 +81,25 @@ def ranking(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) ->
         trials: those to rank; default: all of the study.
 
     Returns:
-        The largest group of complete, feasible trials with a finite value that :func:`comparable` leaves together;
-        nothing where the study has several objectives, for it then has no best. Repeats are not ranked: they count for
-        the trials that they repeat, which lead, by their means (:mod:`ww_opt.search.repeats`).
+        The largest group of complete, feasible trials with a finite value that :func:`comparable` leaves together,
+        inside the bounds of the space where those were changed; nothing where the study has several objectives, for it
+        then has no best. Repeats are not ranked: they count for the trials that they repeat, which lead, by their means
+        (:mod:`ww_opt.search.repeats`).
     """
     if len(study.directions) != 1:
         return Ranking(())
     complete = [trial for trial in _given(study, trials) if trial.state is TrialState.COMPLETE and not is_repeat(trial)]
     feasible = [trial for trial in complete if is_feasible(trial)]
     finite = [trial for trial in feasible if _is_finite(trial)]
-    kept, apart = comparable(finite)
+    inside = _inside(study, finite)
+    kept, apart = comparable(inside)
     said = []
     if beyond := _numbers_of(complete, but=feasible):
         said.append(f"{_trials(len(beyond))} not ranked, for a constraint is violated: {some(beyond)}.")
     if endless := _numbers_of(feasible, but=finite):
         said.append(f"{_trials(len(endless))} not ranked, for the score is not finite: {some(endless)}.")
+    if outside := _numbers_of(finite, but=inside):
+        said.append(f"{_trials(len(outside))} not ranked, for the bounds have changed since: {some(outside)}.")
     return Ranking(tuple(_by_means(study, _sorted(study, kept))), (*said, *([apart] if apart else [])))
 
 
@@ -113,7 +118,7 @@ def groups(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> 
         for trial in _given(study, trials)
         if trial.state is TrialState.COMPLETE and is_feasible(trial) and _is_finite(trial) and not is_repeat(trial)
     ]
-    return [_by_means(study, _sorted(study, group)) for group in _by_kind(own).values()]
+    return [_by_means(study, _sorted(study, group)) for group in _by_kind(_inside(study, own)).values()]
 
 
 def comparable(trials: Iterable[FrozenTrial]) -> tuple[list[FrozenTrial], str]:
@@ -150,6 +155,12 @@ def some(numbers: Sequence[int]) -> str:
     return shown if len(numbers) <= 10 else f"{shown} and {len(numbers) - 10} more"
 
 
+def _inside(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that are a point of the space as it is now: others could not be trained again."""
+    bounds = rescaled(study)
+    return trials if bounds is None else [trial for trial in trials if is_inside(trial.params, bounds)]
+
+
 def _numbers_of(trials: Iterable[FrozenTrial], but: Iterable[FrozenTrial]) -> list[int]:
     kept = {id(trial) for trial in but}  # to compare two trials is to compare all that they recorded
     return sorted(trial.number for trial in trials if id(trial) not in kept)
@@ -178,7 +189,7 @@ def _by_means(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTria
     if found is None:
         return trials
     means = dict(found.means)
-    start = start_of(study)
+    start = start_number(study)
     if start in means and math.isfinite(found.of_difference):
         means[start] -= found.of_difference
     leaders = sorted((trial for trial in trials if trial.number in means), key=lambda trial: means[trial.number])

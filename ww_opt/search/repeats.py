@@ -29,7 +29,7 @@ __all__ = [
     "n_leaders",
     "repeat_of",
     "spread",
-    "start_of",
+    "start_number",
     "still_to_repeat",
 ]
 
@@ -39,7 +39,7 @@ MARK = "ww_opt_repeat"
 """User attribute of a repeat: the number of its leader and of its draw. It is no record of a trial's own, which a retry
 would clear."""
 START = "ww_opt:start"
-"""Attribute of a study: the number of the trial with the settings that the user came with."""
+"""Attribute of a study: the settings that it was to begin with, those that the user came with."""
 SHARE = 0.25
 """Share of a study's trials that repeats may take."""
 
@@ -62,10 +62,18 @@ def is_repeat(trial: FrozenTrial | optuna.Trial) -> bool:
     return bool(trial.user_attrs.get(MARK))
 
 
-def start_of(study: optuna.Study) -> int | None:
-    """Number of the trial with the settings that the user came with; ``None`` where there is none."""
-    found = study.user_attrs.get(START)
-    return None if found is None else int(found)
+def start_number(study: optuna.Study) -> int | None:
+    """Number of the first trial with the settings that the study was to begin with; ``None`` where there is none."""
+    kept = study.user_attrs.get(START)
+    if not kept:
+        return None
+    wanted = kept["params"].items()
+    found = (
+        trial.number
+        for trial in study.get_trials(deepcopy=False)
+        if not is_repeat(trial) and trial.state is not TrialState.FAIL and wanted <= trial.params.items()
+    )
+    return next(found, None)
 
 
 def n_leaders(n_trials: int, n_repeats: int) -> int:
@@ -79,7 +87,7 @@ def n_leaders(n_trials: int, n_repeats: int) -> int:
 def leaders(study: optuna.Study, candidates: Sequence[FrozenTrial], n: int) -> list[int]:
     """Numbers of the ``n`` trials to repeat, the best candidates first; the user's own settings are among them."""
     found = [trial.number for trial in candidates[:n]]
-    start = start_of(study)
+    start = start_number(study)
     if start is not None and start not in found and any(trial.number == start for trial in candidates):
         found[-1:] = [start]
     return found
@@ -90,13 +98,13 @@ def still_to_repeat(study: optuna.Study, leaders: Sequence[int], n_repeats: int)
     done = {
         repeat
         for trial in study.get_trials(deepcopy=False)
-        if (repeat := repeat_of(trial)) and not (trial.state is TrialState.FAIL and is_undone(trial))
+        if (repeat := repeat_of(trial)) and not (trial.state is TrialState.FAIL and _is_undone(trial))
     }
     todo = [Repeat(of, draw) for draw in range(1, n_repeats + 1) for of in leaders]
     return [repeat for repeat in todo if repeat not in done]
 
 
-def is_undone(trial: FrozenTrial) -> bool:
+def _is_undone(trial: FrozenTrial) -> bool:
     """Whether a failed repeat tells nothing about its settings: it was interrupted, or another worker had it."""
     return records.reason(trial) in (INTERRUPTED, "")
 

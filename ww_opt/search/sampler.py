@@ -21,6 +21,7 @@ from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
 from ww_opt.search.acquisition import propose
+from ww_opt.search.bounds import rescaled
 from ww_opt.search.coordinates import Array, Coordinates, from_unit, kind_of
 from ww_opt.search.repeats import is_repeat
 from ww_opt.search.stopping import remember_expected
@@ -78,8 +79,13 @@ class LayerwiseSampler(BaseSampler):
         self._independent.reseed_rng()
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
-        """Parameters that every finished trial had, with the same distribution, in the order of their suggestion."""
+        """Parameters that every finished trial had, with the same distribution, in the order of their suggestion.
+
+        Where the bounds were changed since (``Study(changed_space="rescale")``), they are the space.
+        """
         self._raise_error_if_multi_objective(study)
+        if (bounds := rescaled(study)) is not None:
+            return bounds
         found = {name: own for name, own in self._space.calculate(study).items() if not own.single()}
         # Optuna sorts them by name, where layer 10 comes before layer 2
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -249,11 +255,11 @@ def _standardised(values: Array) -> tuple[Array, Any]:
 
 
 def _place(coordinates: Coordinates, trial: FrozenTrial) -> Array | None:
-    """The trial's point; ``None`` unless it has a value of every parameter, from the same distribution."""
+    """The trial's point; ``None`` unless every parameter has a value inside its bounds, or from the same choices."""
     parameters = _parameters(trial)
     is_inside = all(
         name in parameters
-        and trial.distributions.get(name, own) == own
+        and (trial.distributions.get(name, own) == own or not isinstance(own, CategoricalDistribution))
         and own._contains(own.to_internal_repr(parameters[name]))
         for name, own in coordinates.space.items()
     )

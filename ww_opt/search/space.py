@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from torch import nn
+from torch.optim import Optimizer
 
 from ww_opt.search import records
+from ww_opt.search.bounds import around
+from ww_opt.search.starting import fitted
 from ww_opt.training.description import description
 from ww_opt.training.labels import Label, by_layer
 from ww_opt.training.layerwise import Layer, LayerSettings, apply_dropout, labelled, parameter_groups
+from ww_opt.training.present import is_decoupled, present
 
 Single: TypeAlias = FloatDistribution | IntDistribution | float
 Choice: TypeAlias = Single | Mapping[str, Single] | None
 
 __all__ = ["Choice", "LayerwiseSpace", "crowding"]
 
+_LOG = logging.getLogger(__name__)
 _KINDS = tuple(field.name for field in fields(LayerSettings))
 
 
@@ -68,6 +74,75 @@ class LayerwiseSpace:
             choice = getattr(self, kind)
             for value in choice.values() if isinstance(choice, Mapping) else (choice,):
                 _check(kind, value)
+
+    @classmethod
+    def around(
+        cls,
+        model: nn.Module,
+        optimizer: Optimizer | Callable[..., Optimizer],
+        *,
+        label: Label = by_layer,
+        momentum: bool = False,
+        decades: float = 1.5,
+    ) -> LayerwiseSpace:
+        """Lay a space around what is trained today: ``LayerwiseSpace.around(build_model(), task.optimizer)``.
+
+        Learning rates get ``decades`` each way, weight decay the usual range of its family (decoupled as AdamW's, or in
+        the gradient as SGD's), dropout 0 to 0.5 where the model has any; each wide enough to hold the present value.
+        What the optimizer does not have is not searched.
+
+        Args:
+            model: as ``build_model`` returns it; left as it is.
+            optimizer: as ``Task.optimizer``, or one that was built on ``model``, whose ``lr_scale`` is then part of the
+                rates.
+            label: as for the class.
+            momentum: search it, too.
+            decades: of the learning rate, each way; > 0.
+
+        Raises:
+            TypeError: ``optimizer`` is none.
+            ValueError: layers of one label have different learning rates, ``decades`` is not positive, the optimizer
+                has no momentum, or nothing is left to search.
+        """
+        if not decades > 0:
+            raise ValueError(f"`decades > 0` must hold, but got decades={decades}.")
+        today = present(model, optimizer, label)
+        decoupled = is_decoupled(today.optimizer)
+        found: dict[str, Choice] = {}
+        for kind in (each for each in _KINDS if momentum or each != "momentum"):
+            bounds = {
+                name: around(kind, value, decoupled=decoupled, decades=decades)
+                for name, own in today.settings.items()
+                if (value := getattr(own, kind)) is not None
+            }
+            is_one = len(set(bounds.values())) == 1 and (
+                kind in ("dropout", "weight_decay") or len(bounds) == len(today.settings)
+            )
+            found[kind] = next(iter(bounds.values())) if is_one else bounds or None
+        if momentum and found["momentum"] is None:
+            raise ValueError(
+                f"Momentum acts on nothing in {type(today.optimizer).__name__}: leave out `momentum=True`."
+            )
+        return cls(**found, label=label)
+
+    def present(self, model: nn.Module, optimizer: Optimizer | Callable[..., Optimizer]) -> dict[str, float]:
+        """Return what is trained today as parameters of this space: ``study.enqueue_trial(space.present(...))``.
+
+        A value outside the bounds is taken at the nearest of them, and a warning is logged. Of what the optimizer or
+        the model does not have there is no value.
+
+        Args:
+            model: as ``build_model`` returns it.
+            optimizer: as for :meth:`around`.
+
+        Raises:
+            TypeError: ``optimizer`` is none.
+            ValueError: layers of one label have different learning rates, or as :meth:`suggest`.
+        """
+        start = fitted(self.parameters(model), present(model, optimizer, self.label).settings)
+        if start.note:
+            _LOG.warning("%s", start.note)
+        return start.values
 
     def parameters(self, model: nn.Module) -> dict[str, BaseDistribution]:
         """List the search parameters for ``model``: name -> distribution, in the order in which they are suggested.

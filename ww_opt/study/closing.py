@@ -19,7 +19,7 @@ from ww_opt.search.importance import Importance, importance
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.ranking import is_interrupted, n_settings, ranking
 from ww_opt.search.records import Look
-from ww_opt.search.repeats import start_of
+from ww_opt.search.repeats import start_number
 from ww_opt.search.space import crowding
 from ww_opt.spectral.guards import FLOOR
 from ww_opt.spectral.scores import LATE_SHARE
@@ -218,7 +218,7 @@ def open_test_set(study: Study, host: optuna.Study, directory: Path) -> TestAccu
         again = float(task.evaluate(model))
     only_pick = len(kept) < len(complete)
     best = (max if task.higher_is_better else min)(values, key=lambda number: values[number])
-    start = start_of(host)
+    start = start_number(host)
     shared = next((trial.number for trial in _by_value(host, ranked.trials) if agree(trial.params)), None)
     return TestAccuracy(
         start=math.nan if start is None else values.get(start, math.nan),

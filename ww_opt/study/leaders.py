@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.ranking import groups, is_interrupted
-from ww_opt.search.repeats import INTERRUPTED, MARK, Repeat, leaders, repeat_of, start_of, still_to_repeat
+from ww_opt.search.repeats import INTERRUPTED, MARK, START, Repeat, leaders, repeat_of, still_to_repeat
 from ww_opt.search.sampler import believed
 
 __all__ = ["drawn", "plan_repeat", "queue_again", "unpruned"]
@@ -33,7 +33,9 @@ def unpruned(trial: optuna.Trial) -> Iterator[None]:
     """Let a repeat, and the settings that the user came with, run to their end: their values are needed."""
     host = trial.study
     before = host.pruner
-    if repeat_of(trial) or start_of(host) == trial.number:
+    frozen = host.get_trials(deepcopy=False)[trial.number]
+    fixed, start = frozen.system_attrs.get("fixed_params", {}), host.user_attrs.get(START)
+    if repeat_of(trial) or (start and start["params"].items() <= fixed.items()):
         host.pruner = NopPruner()
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -21,9 +21,10 @@ from ww_opt.search.pruner import SpectralPruner
 from ww_opt.search.ranking import INTERRUPTED, is_interrupted
 from ww_opt.search.repeats import n_leaders
 from ww_opt.search.stopping import is_converged
-from ww_opt.spectral.scores import FORMULA
+from ww_opt.study.beginning import enqueue_start, lay_start
 from ww_opt.study.endings import NOTHING_LEFT, Failures, Observer, Passed, Stops, free_memory, is_exhausted
 from ww_opt.study.faults import is_bad_input, place_of
+from ww_opt.study.identity import check_same_space, check_same_task, check_same_values, fresh_model
 from ww_opt.study.interruptions import Interruptions
 from ww_opt.study.leaders import drawn, plan_repeat, queue_again, unpruned
 from ww_opt.study.storages import open_storage, reading
@@ -74,6 +75,12 @@ class Study:
             their means decide. They are trials of the study and take a quarter of ``n_trials`` at most; the settings
             that the user came with are among them. Under 8 for each repeat (16 trials by default) nothing is repeated
             but the pick, beyond ``n_trials``, to know the noise of the score. 0: nothing is.
+        start: the first trial of a fresh study. ``True``: the present configuration, what the optimizer that
+            ``task.optimizer`` builds and the model's own dropout have, taken into the bounds; a mapping from parameter
+            to value (``{"lr/all": 1e-3}``), the rest being the sampler's; ``False``: the sampler's. Its record has
+            ``origin``.
+        changed_space: what happens where a stored study was run in other bounds: ``refuse``, or ``rescale``: go on with
+            the new ones; old trials inside them count, others are not ranked any more.
 
     Raises:
         TypeError: a field is of another type.
@@ -91,6 +98,8 @@ class Study:
     n_repeats: int = 2
     stop_early: bool = False
     catch: tuple[type[Exception], ...] = (Exception,)
+    start: bool | Mapping[str, float] = True
+    changed_space: Literal["refuse", "rescale"] = "refuse"
 
     def __post_init__(self) -> None:
         for name, kind in (("objective", SpectralObjective), ("pruner", BasePruner), ("n_trials", int), ("seed", int)):
@@ -103,6 +112,12 @@ class Study:
             )
         if not isinstance(self.catch, tuple) or not all(_is_exception(own) for own in self.catch):
             raise TypeError(f"Study.catch must be a tuple of exception classes, but got {self.catch!r}.")
+        if not isinstance(self.start, bool | Mapping):
+            raise TypeError(
+                f"Study.start must be True, False or a mapping from parameter to value, but got {self.start!r}."
+            )
+        if self.changed_space not in ("refuse", "rescale"):
+            raise ValueError(f"`changed_space` must be 'refuse' or 'rescale', but got {self.changed_space!r}.")
         if self.name in ("", ".", "..") or not set(self.name).isdisjoint("/\\\0"):
             raise ValueError(f"The name of a study must be one of a folder, but got {self.name!r}: use letters and -.")
         if self.seed < 0:
@@ -117,7 +132,9 @@ class Study:
             raise ValueError(f"`keep_weights` must be 'all' or 'best', but got {self.keep_weights!r}.")
 
 
-def open_study(study: Study, storage: str | BaseStorage | None = None, *, worker: int = 0) -> optuna.Study:
+def open_study(
+    study: Study, storage: str | BaseStorage | None = None, *, worker: int = 0, is_checked: bool = False
+) -> optuna.Study:
     """Create the study in Optuna's storage, or load it where it exists already.
 
     Args:
@@ -125,11 +142,13 @@ def open_study(study: Study, storage: str | BaseStorage | None = None, *, worker
         storage: a database URL, the path of a journal file (ends in ``.journal`` or ``.log``), a storage, or ``None``:
             in memory.
         worker: number of the process, part of the sampler's seed.
+        is_checked: another process has found task and space to be those of the stored study, which takes a model.
 
     Raises:
         StorageError: the storage cannot be used; the message says why.
-        ValueError: the stored study has another direction, several directions, another score, guard or length of run:
-            its values cannot be ranked with ours; or the sampler cannot be made.
+        ValueError: the stored study has another direction, several directions, another score, guard, length of run or
+            task: its values cannot be ranked with ours; or another space; or the sampler cannot be made; or ``start``
+            is no point of the space.
     """
     opened = open_storage(storage)
     host = reading(
@@ -148,7 +167,9 @@ def open_study(study: Study, storage: str | BaseStorage | None = None, *, worker
             f"Study {study.name!r} in the storage must {study.objective.direction} like its objective, but it was "
             f"created to {directions}: choose another --study-name."
         )
-    _check_same_values(host, study.objective)
+    check_same_values(host, study.objective)
+    if not is_checked:
+        _recognise(study, host)
     entropy = np.random.SeedSequence([study.seed, len(host.get_trials(deepcopy=False)), worker])
     host.sampler = _sampler(study, int(entropy.generate_state(1)[0]))
     return host
@@ -167,22 +188,18 @@ def _sampler(study: Study, seed: int) -> BaseSampler:
     return sampler
 
 
-def _check_same_values(host: optuna.Study, objective: SpectralObjective) -> None:
-    """Refuse to rank values that were made in another way; the space and the budget may change."""
-    ours = {
-        "score": objective.score,
-        "guard": objective.guard,
-        "n_steps": objective.n_steps,
-        "formula": FORMULA,
-    }
-    theirs = host.user_attrs.get("ww_opt:objective")
-    if theirs is None:
-        host.set_user_attr("ww_opt:objective", ours)
-    elif theirs != ours:
-        raise ValueError(
-            f"Study {host.study_name!r} in the storage must have been run with the same objective, {ours}, since its "
-            f"values are ranked together, but it was run with {theirs}: choose another --study-name."
-        )
+def _recognise(study: Study, host: optuna.Study) -> None:
+    """Refuse another task or space under this name; of a fresh study remember both, and where it starts."""
+    model = fresh_model(study.objective)
+    if model is None:
+        return
+    check_same_task(host, study.objective, model)
+    try:
+        bounds = study.objective.space.parameters(model)
+    except Exception:  # what is wrong is told by the first trial, with its place
+        return
+    check_same_space(host, bounds, may_change=study.changed_space == "rescale")
+    lay_start(host, study.objective, model, study.start)
 
 
 def n_finished(host: optuna.Study) -> int:
@@ -229,6 +246,7 @@ def run(
         kept = replace(study.objective, on_trained=keep_all(directory))
         objective = stops.inside(_recorded(kept, interruptions, Failures(study.catch)))
         while not (interruptions.is_due or stops.is_over) and time.monotonic() < deadline and may_start():
+            enqueue_start(host)
             if not _next_is_planned(study, host):
                 return CONVERGED
             host.optimize(objective, n_trials=1, callbacks=[stops.after_trial, *callbacks], catch=(Passed,))

@@ -13,7 +13,7 @@ from optuna.trial import FixedTrial, FrozenTrial
 
 from ww_opt.search import records
 from ww_opt.search.ranking import n_settings, ranking, some
-from ww_opt.search.repeats import Spread, spread, start_of
+from ww_opt.search.repeats import Spread, spread, start_number
 from ww_opt.spectral.findings import NARROW
 from ww_opt.study.study import Study
 
@@ -110,7 +110,7 @@ def trust(
     """
     drawn = study.sampler(0) if host is None else host.sampler
     compared = None if host is None else spread(host, trials)
-    start = None if host is None else start_of(host)
+    start = None if host is None else start_number(host)
     return [
         *_about_number(n_settings(trials), len(trials)),
         *_about_judges(pick),

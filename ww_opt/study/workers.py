@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import optuna
 import torch
 
+from ww_opt.study.beginning import enqueue_start
 from ww_opt.study.endings import NOTHING_LEFT, Observer, is_exhausted
 from ww_opt.study.faults import is_bad_input
 from ww_opt.study.references import load_study
@@ -87,6 +88,8 @@ def run_workers(job: Job, host: optuna.Study, n_workers: int, observers: Sequenc
     claim(job.directory, host)
     if is_exhausted(host):
         return NOTHING_LEFT
+    if n_finished(host) < job.study().n_trials:
+        enqueue_start(host)
     context = multiprocessing.get_context("spawn")
     left = context.Value("i", max(job.study().n_trials - n_finished(host), 0))
     failures: SimpleQueue[_Failure] = context.SimpleQueue()
@@ -173,7 +176,8 @@ def _work(job: Job, worker: int, team: _Team) -> None:
 
     try:
         study = job.study()
-        if who := run(study, open_study(study, job.storage, worker=worker), job.directory, may_start=may_start):
+        host = open_study(study, job.storage, worker=worker, is_checked=True)
+        if who := run(study, host, job.directory, may_start=may_start):
             _stopped(team, who)
     except KeyboardInterrupt:
         pass

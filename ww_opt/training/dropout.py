@@ -11,7 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ww_opt.training.wrappers import plain_names
 
-__all__ = ["add_dropout", "check_probability", "has_added_dropout", "has_own_dropout", "set_dropout"]
+__all__ = ["add_dropout", "check_probability", "dropout_of", "has_added_dropout", "has_own_dropout", "set_dropout"]
 
 
 class _DropoutAfter:
@@ -64,6 +64,12 @@ def add_dropout(model: nn.Module, names: Iterable[str], p: float = 0.0) -> nn.Mo
         else:
             hook.p = p
     return model
+
+
+def dropout_of(module: nn.Module) -> float:
+    """Return the rate that :func:`set_dropout` sets."""
+    hook = _hook(module)
+    return float(hook.p if hook is not None else module.p if isinstance(module, _DropoutNd) else module.dropout)  # type: ignore[arg-type]
 
 
 def set_dropout(module: nn.Module, p: float) -> None:

@@ -107,7 +107,10 @@ def _set_momentum(optimizer: Optimizer, groups: Sequence[dict[str, Any]]) -> Non
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """The learning rates that an optimizer started with; a rate of ``None`` is the optimizer's own affair."""
+    """The learning rates that an optimizer started with; a rate of ``None`` is the optimizer's own affair.
+
+    A group's ``lr_scale``, as timm's layer decay writes it, is a further factor, as it is for timm's schedulers.
+    """
 
     optimizer: Optimizer
     base: tuple[Any, ...]
@@ -121,4 +124,4 @@ class Rates:
         """Set every rate to ``factor`` times what it started with."""
         for group, rate in zip(self.optimizer.param_groups, self.base, strict=True):
             if rate is not None:
-                group["lr"] = rate * factor
+                group["lr"] = rate * factor * group.get("lr_scale", 1.0)

@@ -16,12 +16,13 @@ from ww_opt.training.cohorts import is_cross_entropy
 from ww_opt.training.divergence import divergence
 from ww_opt.training.first_batch import explained
 from ww_opt.training.judging import Judgement
+from ww_opt.training.late_entry import LateEntry
 from ww_opt.training.loop import Loop, Parts, drawn, drawn_at, endless, entry_of, no_batches, taken
 from ww_opt.training.optimizers import Rates, build_optimizer
 from ww_opt.training.randomness import Streams
 from ww_opt.training.task import Task
 
-__all__ = ["Checkpoint", "train"]
+__all__ = ["Checkpoint", "loss_before", "train"]
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,8 @@ def _checkpoints(loop: Loop, n_steps: int, interval_steps: int, n_loss_batches: 
     model, task = loop.model, loop.task
     task.start_anew()
     streams = Streams.now(task.device)
-    # a fixed sample of training batches: the same examples at every checkpoint, so that losses compare
     entry = entry_of(task, n_steps)
-    probe = list(islice(task.epoch() if entry is None else taken(task, entry.present), n_loss_batches))
-    if not probe:
-        raise no_batches(task)
+    probe = _probe(task, entry, n_loss_batches)
     with explained(model, probe):
         first_loss = loop.clean_loss(probe)
         late_entry = loop.looked_at(probe[0])
@@ -141,6 +139,28 @@ def _checkpoints(loop: Loop, n_steps: int, interval_steps: int, n_loss_batches: 
         if stop == n_steps or not checkpoint.is_finite:
             return
         streams.restore()
+
+
+def loss_before(
+    model: nn.Module, task: Task, groups: Sequence[dict[str, Any]], *, n_steps: int, n_loss_batches: int = 8
+) -> float:
+    """Return the loss before the first step that :func:`train` would begin with, and train nothing.
+
+    Raises:
+        Exception: as :func:`train` before its first step.
+    """
+    model.to(task.device)
+    loop = Loop.of(model, task, build_optimizer(task.optimizer, groups))
+    task.start_anew()
+    return loop.clean_loss(_probe(task, entry_of(task, n_steps), n_loss_batches))
+
+
+def _probe(task: Task, entry: LateEntry | None, n_batches: int) -> list[Any]:
+    """Take a fixed sample of training batches: the same examples at every checkpoint, so that losses compare."""
+    probe = list(islice(task.epoch() if entry is None else taken(task, entry.present), n_batches))
+    if not probe:
+        raise no_batches(task)
+    return probe
 
 
 def _divergence(error: Exception, loop: Loop, parts: Parts) -> str:
