@@ -1,19 +1,31 @@
-"""How far can a 1-d convolutional net go on MNIST-1D when no example can be spared for validation?"""
+"""What do AdamW's usual settings leave on the table, on a thousand signals of which none can be spared to validate?"""
 
+from functools import partial
+
+from optuna.distributions import FloatDistribution
 from optuna.pruners import MedianPruner
+from torch.optim import AdamW
 
 from objectives import mnist1d_cnn
-from ww_opt import SpectralObjective, SpectralPruner, Study
+from ww_opt import LayerwiseSampler, LayerwiseSpace, SpectralObjective, SpectralPruner, Study
+
+N_STEPS = 400
 
 STUDY = Study(
     name="mnist1d-cnn",
     objective=SpectralObjective(
-        mnist1d_cnn.make_task(n_train=2000),
-        mnist1d_cnn.SPACE,
-        n_steps=mnist1d_cnn.N_STEPS,
-        interval_steps=mnist1d_cnn.INTERVAL_STEPS,
+        mnist1d_cnn.make_task(n_train=1000, optimizer=partial(AdamW, lr=1e-3)),
+        LayerwiseSpace(
+            lr=FloatDistribution(2e-4, 5e-2, log=True),
+            weight_decay=FloatDistribution(1e-4, 1.0, log=True),
+            dropout=FloatDistribution(0.0, 0.5),
+        ),
+        n_steps=N_STEPS,
+        interval_steps=N_STEPS // 10,
         guard="late",
     ),
     n_trials=40,
-    pruner=SpectralPruner(MedianPruner(n_startup_trials=5, n_warmup_steps=mnist1d_cnn.N_STEPS // 2)),
+    sampler=lambda seed: LayerwiseSampler(seed=seed),
+    # the spectra decide first; then the worse half at the same step, once half of the run is over
+    pruner=SpectralPruner(MedianPruner(n_startup_trials=5, n_warmup_steps=N_STEPS // 2)),
 )

@@ -48,7 +48,12 @@ def log_expected_improvement(means: Array, deviations: Array, best: float) -> Ar
 
 
 def propose(
-    surrogate: Surrogate, points: Array, rng: np.random.Generator, limit: tuple[Surrogate, float] | None = None
+    surrogate: Surrogate,
+    points: Array,
+    rng: np.random.Generator,
+    limit: tuple[Surrogate, float] | None = None,
+    *,
+    is_apart: bool = False,
 ) -> Proposal:
     """Propose the next point.
 
@@ -57,6 +62,8 @@ def propose(
         points: of all trials so far, shape ``[m, n]``.
         rng: draws the candidates.
         limit: belief about how far constraints are violated, and the value at which they are met.
+        is_apart: only points near the leaders at which labels of some kind differ. Who believes that labels agree would
+            never learn otherwise.
     """
     of = surrogate.coordinates
     means, _ = surrogate.predict(points)
@@ -68,12 +75,15 @@ def propose(
         own = log_expected_improvement(*surrogate.predict(candidates), best)
         return own if limit is None else own + limit[0].log_share_below(candidates, limit[1])
 
-    candidates = np.concatenate([of.shared(rng.random((_N_SHARED, of.n_shared))), *_around(surrogate, leaders, rng)])
+    shared = of.shared(rng.random((_N_SHARED, of.n_shared)))
+    candidates = np.concatenate([*([] if is_apart else [shared]), *_around(surrogate, leaders, rng)])
     found = worth(candidates)
     starts = [*candidates[np.argsort(-found)[:_N_CLIMBS]], leaders[0]]
     climbed = of.rounded(np.array([_climbed(surrogate, start, best, limit) for start in starts]))
     everyone = np.concatenate([candidates, climbed])
     values = worth(everyone)
+    if is_apart and (differ := of.differ(everyone)).any():
+        values = np.where(differ, values, -np.inf)
     chosen = int(np.argmax(values))
     return Proposal(everyone[chosen], math.exp(min(float(values[chosen]), 100.0)))
 

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 
 __all__ = ["Array", "Coordinates", "agree", "from_unit", "kind_of", "to_unit"]
 
+_APART = 0.01
 _TREND = 0.2
 """How much of its variance a trend over depth counts for."""
 
@@ -169,6 +170,13 @@ class Coordinates:
         rest = [column for column in range(self.n) if column not in grouped]
         cube[:, rest] = points[:, len(self.groups) :]
         return self.rounded(cube)
+
+    def differ(self, points: Array) -> NDArray[np.bool_]:
+        """At which points, ``[m, n]``, labels of some kind are apart by more than a hundredth of their range."""
+        found = np.zeros(len(points), dtype=bool)
+        for group in self.groups:
+            found |= np.ptp(points[:, group], axis=1) > _APART
+        return found
 
     def rounded(self, cube: Array) -> Array:
         """Points inside the cube, with one choice of each categorical: the largest."""

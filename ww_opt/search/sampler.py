@@ -33,6 +33,8 @@ _PROPOSED = "ww_opt:proposed"
 _CHUNK = 1500  # characters of a system attribute, which databases keep in 2,048
 _SEEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
 _FEW = 8
+_APART = 1 / 3
+"""Share of the proposals whose labels differ, around the leaders."""
 _SAME = 1e-3
 """Distance in the unit cube under which two points are taken for one."""
 _TAIL = 2.0
@@ -106,7 +108,7 @@ class LayerwiseSampler(BaseSampler):
             point = coordinates.shared(self._spread(coordinates.n_shared, trial.number))[0]
         else:
             with threadpool_limits(1):  # on small matrices threads wait for each other
-                point, gain, noise = known.proposal(rng)
+                point, gain, noise = known.proposal(rng, is_apart=bool(rng.random() < _APART))
             if math.isfinite(gain):
                 remember_expected(study, trial, gain, noise)
         parameters = _distinct(coordinates, point, known.points, rng)
@@ -189,7 +191,7 @@ class _Known:
         """Trials that have ended."""
         return sum(own.state.is_finished() for own in self._trials)
 
-    def proposal(self, rng: np.random.Generator) -> tuple[Array, float, float]:
+    def proposal(self, rng: np.random.Generator, *, is_apart: bool) -> tuple[Array, float, float]:
         """The point to try next, the improvement expected of it, and the noise of a value; infinite: not known."""
         states = np.array([own.state.value for own in self._trials])
         complete = self._values((TrialState.COMPLETE,))
@@ -215,7 +217,7 @@ class _Known:
                 filled[place] = worst
         if not known.all():
             surrogate = conditioned(self._coordinates, self.points, filled, surrogate.theta)
-        found = propose(surrogate, self.points, rng, self._limit())
+        found = propose(surrogate, self.points, rng, self._limit(), is_apart=is_apart)
         return found.point, found.expected_improvement, surrogate.noise
 
     def _values(self, states: Sequence[TrialState]) -> Array:
