@@ -1,6 +1,6 @@
 # Every target runs in .venv, which is built from pyproject.toml and constraints.txt when it is missing or older.
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check bench evidence clean
+.PHONY: help demo test slow check bench evidence searches clean
 
 PYTHON := .venv/bin/python
 PIP := $(PYTHON) -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
@@ -14,8 +14,8 @@ PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
 help: ## list the targets (default)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
-demo: $(INSTALLED) ## set up, then tune a model on handwritten digits without a test set
-	OMP_NUM_THREADS=1 .venv/bin/ww-opt run studies/digits.py
+demo: $(INSTALLED) ## set up, then tune a convolutional net without a test set
+	OMP_NUM_THREADS=1 .venv/bin/ww-opt run studies/mnist1d_cnn.py
 
 test: $(INSTALLED) ## set up, then run the tests, without the slow ones
 	$(PYTEST)
@@ -33,6 +33,11 @@ bench: $(INSTALLED) ## measure speed, side by side with peers and with the limit
 
 evidence: $(INSTALLED) ## train what the judge of the score lacks, then judge it against its rivals; hours at first
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.evidence
+
+searches: $(INSTALLED) ## run the searches that are missing side by side, then compare their picks; hours at first
+	$(PIP) --editable '.[searches]'
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.searches run
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.searches judge
 
 clean: ## remove the environment, caches and builds; studies and runs stay
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Draws the README's figures from a run of the demo.
 
-ww-opt run studies/digits.py --directory RUNS
+ww-opt run studies/mnist1d_cnn.py --directory RUNS
 python -m docs.figures RUNS
 """
 
@@ -10,16 +10,19 @@ from pathlib import Path
 import optuna
 
 from ww_opt.reporting.plots import layers_figure, spectrum_figure, study_figure
+from ww_opt.search.ranking import best
 from ww_opt.spectral import diagnose
 from ww_opt.study.weights_folder import weights_file
 
-STUDY, LAYER = "digits", "hidden2"
+STUDY, LAYER = "mnist1d-cnn", "conv2"
 
 
 def main(runs: Path) -> None:
     """Draw the study, the layers of its pick and the spectrum of one of them."""
     host = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{runs}/studies.db")
-    weights = weights_file(runs / STUDY, host.best_trial.number)
+    pick = best(host)
+    assert pick is not None
+    weights = weights_file(runs / STUDY, pick.number)
     figures = {
         "demo": study_figure(host),
         "layers": layers_figure(diagnose(weights)),

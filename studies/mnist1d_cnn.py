@@ -7,7 +7,7 @@ from optuna.pruners import MedianPruner
 from torch.optim import AdamW
 
 from objectives import mnist1d_cnn
-from ww_opt import LayerwiseSampler, LayerwiseSpace, SpectralObjective, SpectralPruner, Study
+from ww_opt import LayerwiseSpace, SpectralObjective, SpectralPruner, Study
 
 N_STEPS = 400
 
@@ -25,7 +25,6 @@ STUDY = Study(
         guard="late",
     ),
     n_trials=40,
-    sampler=lambda seed: LayerwiseSampler(seed=seed),
     # the spectra decide first; then the worse half at the same step, once half of the run is over
     pruner=SpectralPruner(MedianPruner(n_startup_trials=5, n_warmup_steps=N_STEPS // 2)),
 )

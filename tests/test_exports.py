@@ -42,6 +42,7 @@ PROMISED = {
     "report",
     "report_late",
     "score",
+    "carried_over",
     "judge",
     "late_loss",
     "tied",

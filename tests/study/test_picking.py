@@ -116,7 +116,7 @@ class TestCard:
     def test_it_says_what_the_pick_is(self, tmp_path: Path) -> None:
         read = self.made(tmp_path)
         assert (read["study"], read["task"], read["score"], read["guard"]) == ("tiny", "tiny", "default", False)
-        assert (read["n_steps"], read["seed"], read["sampler_seed"], read["sampler"]) == (4, 0, 3, "TPESampler")
+        assert (read["n_steps"], read["seed"], read["sampler_seed"], read["sampler"]) == (4, 0, 3, "LayerwiseSampler")
         assert read["optimizer"] == "AdamW"
         assert read["settings"]["0"]["weight_decay"] == 1e-4, "constants too"
         assert read["late_accuracy"] is None

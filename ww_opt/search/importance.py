@@ -22,6 +22,7 @@ from ww_opt.search.coordinates import Array, Coordinates, kind_of
 from ww_opt.search.draws import draw_functions
 from ww_opt.search.layer_effects import LayerEffect, layer_effects
 from ww_opt.search.ranking import ranking
+from ww_opt.search.repeats import is_repeat
 from ww_opt.search.surrogate import conditioned, fit_surrogate, hyperparameter_draws, without_cost
 from ww_opt.search.variance_shares import Mixture, drawn_shares
 
@@ -128,7 +129,7 @@ def importance(study: optuna.Study, *, seed: int = 0) -> Importance:
         study: with its trials.
         seed: of the draws; equal seeds give equal numbers.
     """
-    finished = [own for own in study.get_trials(deepcopy=False) if own.state.is_finished()]
+    finished = [own for own in study.get_trials(deepcopy=False) if own.state.is_finished() and not is_repeat(own)]
     trials = sorted(ranking(study, finished).trials, key=lambda own: own.number)
     n_left_out = len(finished) - len(trials)
     space = _space(trials)

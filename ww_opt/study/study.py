@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import optuna
 from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from ww_opt.search import records
@@ -20,6 +20,7 @@ from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.pruner import SpectralPruner
 from ww_opt.search.ranking import INTERRUPTED, is_interrupted
 from ww_opt.search.repeats import n_leaders
+from ww_opt.search.sampler import LayerwiseSampler
 from ww_opt.search.stopping import is_converged
 from ww_opt.study.beginning import enqueue_start, lay_start
 from ww_opt.study.endings import NOTHING_LEFT, Failures, Observer, Passed, Stops, free_memory, is_exhausted
@@ -48,8 +49,8 @@ def _is_exception(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, Exception)
 
 
-def _tpe(seed: int) -> BaseSampler:
-    return TPESampler(seed=seed)
+def _layerwise(seed: int) -> BaseSampler:
+    return LayerwiseSampler(seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Study:
         objective: what a trial does.
         n_trials: trials in all, resumed ones included.
         timeout: seconds after which no new trial starts, for one call of :func:`run`; ``None``: no limit.
-        sampler: called with a seed; Optuna's TPE by default.
+        sampler: called with a seed; :class:`ww_opt.LayerwiseSampler` by default.
         pruner: any of Optuna's, or ours.
         seed: of the sampler. It is joined with the number of trials already there, so that a resumed study does not
             draw its first points again.
@@ -91,7 +92,7 @@ class Study:
     objective: SpectralObjective
     n_trials: int = 40
     timeout: float | None = None
-    sampler: Callable[[int], BaseSampler] = _tpe
+    sampler: Callable[[int], BaseSampler] = _layerwise
     pruner: BasePruner = field(default_factory=SpectralPruner)
     seed: int = 0
     keep_weights: Literal["all", "best"] = "all"
