@@ -474,7 +474,7 @@ def test_the_distributions_of_a_resumed_study_are_its_own(tmp_path: Path, url: s
     """A space that was narrowed meanwhile is searched as it is now."""
     run(quick(n_trials=2), open_study(quick(), url), tmp_path)
     narrow = replace(tiny.SPACE, lr=FloatDistribution(0.05, 0.06, log=True))
-    study = quick(n_trials=4, objective=replace(QUICK, space=narrow))
+    study = quick(n_trials=4, objective=replace(QUICK, space=narrow), changed_space="rescale")
     host = open_study(study, url)
     run(study, host, tmp_path)
     assert all(0.05 <= value <= 0.06 for trial in host.trials[2:] for value in trial.params.values())
