@@ -1,19 +1,24 @@
 """What is suggested for which model, and what is refused."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import optuna
 import pytest
+import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 from torch import nn
+from torch.optim import SGD, AdamW
 
 from ww_opt.search import records
+from ww_opt.search.bounds import is_inside
 from ww_opt.search.space import LayerwiseSpace, crowding
 from ww_opt.training.dropout import add_dropout
-from ww_opt.training.labels import by_block, tied
+from ww_opt.training.labels import by_block, by_depth, by_kind, by_layer, tied
 from ww_opt.training.layerwise import LayerSettings
+from ww_opt.training.optimizers import build_optimizer
 
 LR = FloatDistribution(1e-4, 1e-1, log=True)
 RATE = FloatDistribution(0.0, 0.5)
@@ -93,6 +98,66 @@ class TestSuggest:
         params = {"lr/all": 0.01, "dropout/all": 0.25}
         settings = LayerwiseSpace(lr=LR, dropout=RATE, label=tied).suggest(FixedTrial(params), model())
         assert settings == {"all": LayerSettings(lr=0.01, dropout=0.25)}
+
+
+class TestAround:
+    """One line from a model and an optimizer to a space that holds what is trained today."""
+
+    @pytest.mark.parametrize("label", [by_layer, tied, by_block(), by_depth, by_kind])
+    @pytest.mark.parametrize("momentum", [False, True])
+    @pytest.mark.parametrize("build", [AdamW, partial(SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)])
+    def test_the_present_configuration_lies_inside_and_is_trained_as_before(
+        self, build: Any, momentum: bool, label: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        net = model()
+        space = LayerwiseSpace.around(net, build, label=label, momentum=momentum)
+        start = space.present(net, build)
+        assert list(start) == list(space.parameters(net))
+        assert is_inside(start, space.parameters(net))
+        assert not caplog.messages
+        study = optuna.create_study()
+        study.enqueue_trial(dict(start))
+        tried = build_optimizer(build, space.configure(study.ask(), net))
+        plain = build(net.parameters())
+        for group in tried.param_groups:
+            for key in ("lr", "momentum", "betas"):
+                assert group.get(key) == plain.param_groups[0].get(key)
+            expected = 0.0 if group["name"].endswith(":no_decay") else plain.param_groups[0]["weight_decay"]
+            assert group["weight_decay"] == expected
+
+    def test_what_all_labels_share_is_one_distribution_and_what_they_do_not_a_mapping(self) -> None:
+        net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 4), nn.Dropout(0.6))
+        optimizer = SGD([{"params": net[0].parameters()}, {"params": net[2].parameters(), "lr": 0.01}], lr=0.1)
+        space = LayerwiseSpace.around(net, optimizer)
+        assert space == LayerwiseSpace(
+            lr={
+                "0": FloatDistribution(0.0032, 3.2, log=True),
+                "2": FloatDistribution(0.00032, 0.32, log=True),
+            },
+            weight_decay=FloatDistribution(1e-6, 1e-2, log=True),
+            dropout={"0": FloatDistribution(0.0, 0.5), "2": FloatDistribution(0.0, 0.6)},
+        )
+
+    def test_what_is_not_there_is_not_searched(self) -> None:
+        net = nn.Sequential(nn.Linear(4, 4))
+        space = LayerwiseSpace.around(net, torch.optim.Rprop)
+        assert list(space.parameters(net)) == ["lr/0"]
+        assert LayerwiseSpace.around(net, AdamW, decades=0.5).lr == FloatDistribution(0.00032, 0.0032, log=True)
+
+    def test_decay_of_zero_is_taken_at_the_lowest_bound_and_told(self, caplog: pytest.LogCaptureFixture) -> None:
+        net, build = model(), partial(SGD, lr=0.1)
+        start = LayerwiseSpace.around(net, build).present(net, build)
+        assert {value for name, value in start.items() if name.startswith("weight_decay")} == {1e-6}
+        assert "weight_decay of 3 labels is 0 and was taken as 1e-06" in caplog.text
+
+    def test_momentum_of_an_optimizer_without_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="Momentum acts on nothing in Adagrad"):
+            LayerwiseSpace.around(model(), torch.optim.Adagrad, momentum=True)
+
+    @pytest.mark.parametrize("decades", [0, -1.0, float("nan")])
+    def test_bounds_need_room(self, decades: float) -> None:
+        with pytest.raises(ValueError, match=r"`decades > 0` must hold"):
+            LayerwiseSpace.around(model(), AdamW, decades=decades)
 
 
 class TestConfigure:

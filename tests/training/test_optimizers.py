@@ -108,6 +108,13 @@ class TestRates:
             assert float(optimizer.param_groups[0]["lr"]) == 0.5 * factor
         assert float(rate) == 0.5
 
+    def test_the_scale_of_a_group_is_a_further_factor(self) -> None:
+        optimizer = torch.optim.SGD([*groups(lr_scale=0.25), *groups()], lr=0.8)
+        rates = Rates.of(optimizer)
+        for factor in (1.0, 0.5):
+            rates.scale(factor)
+            assert [group["lr"] for group in optimizer.param_groups] == [0.2 * factor, 0.8 * factor]
+
 
 @pytest.mark.parametrize(
     ("build", "expected"),

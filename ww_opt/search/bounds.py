@@ -20,7 +20,8 @@ __all__ = ["Bounds", "around", "changes", "in_words", "is_inside", "nearest", "r
 Bounds = dict[str, BaseDistribution]
 _SPACE = "ww_opt:space"
 _RESCALED = "ww_opt:rescaled"
-_SHOWN = 6
+_SHOWN = 4
+_NO_DECAY = 1e-12
 _DECAY = {True: (1e-4, 1.0), False: (1e-6, 1e-2), None: (1e-6, 1.0)}
 """Beside the gradient decay is multiplied by the learning rate alone, so that it needs more; unknown: both."""
 
@@ -43,7 +44,7 @@ def around(kind: str, value: float, *, decoupled: bool | None = None, decades: f
         return FloatDistribution(_two_digits(value / factor), _two_digits(value * factor), log=True)
     if kind == "weight_decay":
         low, high = _DECAY[decoupled]
-        if value > 0.0:
+        if value > _NO_DECAY:
             low, high = min(low, _two_digits(value / 10.0)), max(high, _two_digits(value * 10.0))
         return FloatDistribution(low, high, log=True)
     low, high = (0.0, 0.5) if kind == "dropout" else (0.5, 0.99)
@@ -67,22 +68,17 @@ def in_words(distribution: BaseDistribution) -> str:
     is_whole = isinstance(distribution, IntDistribution)
     step = "" if distribution.step in (None, 1 if is_whole else None) else f" by {distribution.step:g}"
     extra = ", ".join(word for word, holds in (("log", distribution.log), ("whole", is_whole)) if holds)
-    return f"{distribution.low:g} to {distribution.high:g}{step}{f' ({extra})' if extra else ''}"
+    return f"{distribution.low:.12g} to {distribution.high:.12g}{step}{f' ({extra})' if extra else ''}"
 
 
 def changes(old: Mapping[str, BaseDistribution], new: Mapping[str, BaseDistribution]) -> str:
     """Say what differs between two spaces, and nothing of what does not; empty where nothing does."""
-    found = [
-        *(f"`{name}` was {in_words(old[name])} and is gone" for name in old if name not in new),
-        *(f"`{name}` is new, {in_words(new[name])}" for name in new if name not in old),
-        *(
-            f"`{name}` was {in_words(old[name])} and is {in_words(new[name])}"
-            for name in new
-            if name in old and old[name] != new[name]
-        ),
-    ]
-    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return "; ".join(found[:_SHOWN]) + more
+    found: dict[str, list[str]] = {}
+    for name in [*old, *(name for name in new if name not in old)]:
+        was, now = (in_words(own[name]) if name in own else "not there" for own in (old, new))
+        if old.get(name) != new.get(name):
+            found.setdefault(f"was {was} and is {now}", []).append(f"`{name}`")
+    return "; ".join(f"{_some(names)} {what}" for what, names in found.items())
 
 
 def is_inside(params: Mapping[str, Any], bounds: Mapping[str, BaseDistribution]) -> bool:
@@ -108,6 +104,11 @@ def remembered(study: optuna.Study) -> Bounds | None:
 def rescaled(study: optuna.Study) -> Bounds | None:
     """Return the bounds that trials must lie in to count; ``None`` where they were never changed."""
     return remembered(study) if study.user_attrs.get(_RESCALED) else None
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _two_digits(value: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import optuna
@@ -60,13 +61,13 @@ def check_start(parameters: Mapping[str, BaseDistribution], given: Mapping[str, 
                 f"`start` may only name parameters of the space, but got {name!r}; parameters: {sorted(parameters)}."
             )
         own = parameters[name]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not own._contains(own.to_internal_repr(value)):
+        if not _is_number(value) or not own._contains(own.to_internal_repr(value)):
             raise ValueError(
                 f"`start` must lie inside the bounds of the space, {name} in {in_words(own)}, but got {value!r}: "
                 "change it, or widen the bounds."
             )
-    return Start(dict(given))
+    # numpy's numbers are not JSON
+    return Start({name: int(value) if isinstance(value, Integral) else float(value) for name, value in given.items()})
 
 
 def remember_start(study: optuna.Study, start: Start | None, origin: str) -> None:
@@ -93,3 +94,7 @@ def origin_of(trial: optuna.trial.BaseTrial) -> str | None:
     if not kept or any(trial.params.get(name) != value for name, value in kept["params"].items()):
         return None
     return str(kept["origin"])
+
+
+def _is_number(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
