@@ -450,6 +450,21 @@ class TestInterrupted:
         assert len(waiting) <= len(interrupted)
 
 
+def test_a_changed_space_is_refused_or_gone_on_with_as_asked(ww: Runner) -> None:
+    assert ww("run", TINY, "--no-mlflow", "--n-trials", 1).code == 0
+    path = ww.study(
+        "from optuna.distributions import FloatDistribution\n"
+        "space = replace(tiny.SPACE, lr=FloatDistribution(1e-4, 1.0, log=True))\n"
+        "STUDY = replace(tiny.STUDY, objective=replace(tiny.OBJECTIVE, space=space))"
+    )
+    refused = ww("run", path, "--no-mlflow", "--n-trials", 2)
+    assert refused.code == 2
+    assert "`lr/0`, `lr/2`, `lr/4` was 0.001 to 0.1 (log) and is 0.0001 to 1 (log)" in refused.err
+    assert "Traceback" not in refused.err
+    assert ww("run", path, "--no-mlflow", "--n-trials", 2, "--changed-space", "rescale").code == 0
+    assert len(ww.host().trials) == 2
+
+
 class TestWorkers:
     def test_they_share_the_budget_exactly(self, ww: Runner) -> None:
         assert ww("run", TINY, "--no-mlflow", "--n-trials", 1).code == 0
@@ -459,6 +474,12 @@ class TestWorkers:
         bars = [line.partition(",")[0] for line in answer.err.splitlines() if line.startswith("tiny ")]
         assert sorted(bars) == [f"tiny {i}/6" for i in range(2, 7)]
         assert len(list(ww.folder.rglob("trial-*.pt"))) == 6
+
+    def test_the_present_configuration_is_tried_once_and_first(self, ww: Runner) -> None:
+        assert ww("run", TINY, "--no-mlflow", "--n-trials", 3, "--workers", 2, "--start").code == 0
+        trials = ww.host().trials
+        assert [records.read(trial, "origin") for trial in trials] == ["present configuration", None, None]
+        assert set(trials[0].params.values()) == {1e-3}, "AdamW's own rate"
 
     @pytest.mark.slow
     def test_a_fault_in_one_ends_all(self, ww: Runner) -> None:
