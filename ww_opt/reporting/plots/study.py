@@ -29,6 +29,7 @@ from ww_opt.reporting.plots.drawing import (
 )
 from ww_opt.search import records
 from ww_opt.search.ranking import is_interrupted, ranking
+from ww_opt.search.repeats import is_repeat
 from ww_opt.spectral.findings import Finding
 
 __all__ = ["study_figure"]
@@ -65,13 +66,14 @@ def study_figure(study: optuna.Study) -> Figure:
     grid = figure.add_gridspec(3, 2 + len(kinds), width_ratios=[3.0, 3.0, *(3.6 / len(kinds) for _ in kinds)])
     steps = titled(figure.add_subplot(grid[2, 0]), "Training steps; grey: pruned")
     scores = figure.add_subplot(grid[:2, 0], sharex=steps)
-    titled(scores, f"Score, {'higher' if is_max else 'lower'} is better; line: best so far")
+    what = "hollow: leaders again" if any(map(is_repeat, trials)) else "line: best so far"
+    titled(scores, f"Score, {'higher' if is_max else 'lower'} is better; {what}")
     alphas = titled(figure.add_subplot(grid[:, 1]), "Alpha of the pick's layers while it trained")
     settings = [titled(figure.add_subplot(grid[:, 2 + i]), kind.replace("_", " ")) for i, kind in enumerate(kinds)]
-    _draw_scores(scores, trials, ranked, is_max)
+    _draw_scores(scores, trials, ranked, pick, is_max)
     _draw_steps(steps, trials, pick)
     _draw_alphas(alphas, pick)
-    shades = _shades(trials, is_max)
+    shades = _shades([trial for trial in trials if not is_repeat(trial)], is_max)
     for kind, axes in zip(kinds, settings, strict=True):
         _draw_setting(axes, [f"{kind}/{label}" if label else kind for label in labels], shades, pick)
         axes.set_yticks(range(len(labels)), labels if axes is settings[0] else [""] * len(labels), parse_math=False)
@@ -94,18 +96,21 @@ def _story(finished: Sequence[FrozenTrial], pick: FrozenTrial | None) -> str:
     return f"{counts}; the pick is trial {pick.number} with score {pick.values[0]:.3g}"
 
 
-def _draw_scores(axes: Axes, trials: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial], is_max: bool) -> None:
+def _draw_scores(
+    axes: Axes, trials: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial], pick: FrozenTrial | None, is_max: bool
+) -> None:
     done = [trial for trial in trials if trial.state is TrialState.COMPLETE and math.isfinite(trial.values[0])]
     axes.tick_params(labelbottom=False)
-    if not ranked:
+    if not ranked or pick is None:
         say(axes, "No trial completed with a finite score." if not done else "No trial that completed is feasible.")
         return
     best = (np.maximum if is_max else np.minimum).accumulate([trial.values[0] for trial in ranked])
-    pick = next(trial for trial in ranked if trial.values[0] == best[-1])
     steps = [trial.number for trial in ranked]
     axes.step([*steps, trials[-1].number], [*best, best[-1]], where="post", color=Colour.INK, linewidth=1.0)
-    numbers, values = [trial.number for trial in done], [trial.values[0] for trial in done]
-    axes.plot(numbers, values, "o", color=Colour.BLUE, markersize=5)
+    for is_again, face in ((False, Colour.BLUE), (True, "none")):
+        shown = [(trial.number, trial.values[0]) for trial in done if is_repeat(trial) is is_again]
+        if shown:
+            axes.plot(*zip(*shown, strict=True), "o", color=Colour.BLUE, markerfacecolor=face, markersize=5)
     axes.plot(pick.number, pick.values[0], "o", color=Colour.ORANGE, markersize=9)
     axes.margins(y=0.15)
     style = {"color": Colour.ORANGE, "ha": "left" if pick.number < trials[-1].number / 2 else "right"}
