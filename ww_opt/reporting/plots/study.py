@@ -66,7 +66,7 @@ def study_figure(study: optuna.Study) -> Figure:
     grid = figure.add_gridspec(3, 2 + len(kinds), width_ratios=[3.0, 3.0, *(3.6 / len(kinds) for _ in kinds)])
     steps = titled(figure.add_subplot(grid[2, 0]), "Training steps; grey: pruned")
     scores = figure.add_subplot(grid[:2, 0], sharex=steps)
-    what = "hollow: leaders again" if any(map(is_repeat, trials)) else "line: best so far"
+    what = "hollow: repeats" if any(map(is_repeat, trials)) else "line: best so far"
     titled(scores, f"Score, {'higher' if is_max else 'lower'} is better; {what}")
     alphas = titled(figure.add_subplot(grid[:, 1]), "Alpha of the pick's layers while it trained")
     settings = [titled(figure.add_subplot(grid[:, 2 + i]), kind.replace("_", " ")) for i, kind in enumerate(kinds)]
