@@ -129,3 +129,15 @@ def test_what_is_still_to_be_repeated() -> None:
 def test_leaders_cost_a_quarter_of_the_budget_at_most(n_trials: int, n_repeats: int, n: int) -> None:
     assert n_leaders(n_trials, n_repeats) == n
     assert n * n_repeats <= n_trials / 4
+
+
+def test_leaders_are_compared_over_the_draws_that_the_user_s_own_settings_have() -> None:
+    study = _study([2.0, 1.0, 1.5])
+    study.set_user_attr(repeats.START, {"params": study.trials[0].params})
+    for number in (0, 1, 2):
+        _add(study, 2.0 - number, Repeat(number, 1))
+    for number in (1, 2):  # a worker did not come to the second draw of trial 0
+        _add(study, 90.0, Repeat(number, 2))
+    found = spread(study, study.trials[:3])
+    assert found is not None
+    assert found.means == {0: 2.0, 1: 1.0, 2: 0.75}

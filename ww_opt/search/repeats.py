@@ -148,12 +148,14 @@ def spread(study: optuna.Study, trials: Iterable[FrozenTrial]) -> Spread | None:
             continue
         value = sign * trial.values[0] if trial.state is TrialState.COMPLETE else math.inf
         heard.setdefault(repeat.of, {0: own[repeat.of]})[repeat.draw] = value if math.isfinite(value) else math.inf
-    # those that lead by now; a trial that led when the study was shorter may have fewer draws
-    most = max((len(values) for values in heard.values()), default=0)
-    heard = {number: values for number, values in heard.items() if len(values) == most}
+    # of the draws that the user's own settings have, else of the most; a trial that led when the study was shorter, or
+    # whose repeat a worker failed to come to, may have fewer
+    start = start_number(study)
+    compared = heard[start] if start in heard else max(heard.values(), key=len, default={})
+    heard = {number: values for number, values in heard.items() if compared.keys() <= values.keys()}
     if len(heard) < 2:
         return None
-    draws = sorted(set.intersection(*(set(values) for values in heard.values())))
+    draws = sorted(compared)
     means = {number: statistics.fmean(values[draw] for draw in draws) for number, values in heard.items()}
     finite = {number: values for number, values in heard.items() if math.isfinite(means[number])}
     return Spread(means, len(draws), _noise(finite, means, draws))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import optuna
 from optuna.pruners import NopPruner
@@ -16,6 +18,9 @@ from ww_opt.search.repeats import INTERRUPTED, MARK, START, Repeat, leaders, rep
 from ww_opt.search.sampler import believed
 
 __all__ = ["drawn", "plan_repeat", "queue_again", "unpruned"]
+
+_POLL_SECONDS = 0.1
+_LONG = 3
 
 
 def drawn(objective: SpectralObjective, trial: optuna.Trial) -> SpectralObjective:
@@ -66,11 +71,15 @@ def plan_repeat(host: optuna.Study, n_trials: int, n_leaders: int, n_repeats: in
     """
     while n_leaders:
         trials = host.get_trials(deepcopy=False)
-        if any(trial.state is TrialState.WAITING for trial in trials):
+        # a repeat that waits is another worker's: whoever takes it leaves this one's to him
+        if any(trial.state is TrialState.WAITING and repeat_of(trial) is None for trial in trials):
             return True
         n_left = n_trials - sum(not is_interrupted(trial) for trial in trials)
         if n_left > n_leaders * n_repeats and not is_done:
             return True
+        if _are_searching(trials):
+            time.sleep(_POLL_SECONDS)
+            continue
         todo = still_to_repeat(host, leaders(host, _candidates(host), n_leaders), n_repeats)
         if not todo or (n_left > len(todo) and not is_done):
             break
@@ -80,6 +89,22 @@ def plan_repeat(host: optuna.Study, n_trials: int, n_leaders: int, n_repeats: in
         if _is_first(host, repeat):
             return True
     return not is_done
+
+
+def _are_searching(trials: Sequence[FrozenTrial]) -> bool:
+    """Whether other workers still run trials of the search, which may come to lead.
+
+    One that runs three times as long as the longest so far is not waited for: its worker may be dead.
+    """
+    longest = max((trial.duration for trial in trials if trial.duration is not None), default=timedelta())
+    since = datetime.now() - _LONG * longest
+    return any(
+        trial.state is TrialState.RUNNING
+        and repeat_of(trial) is None
+        and trial.datetime_start is not None
+        and trial.datetime_start > since
+        for trial in trials
+    )
 
 
 def _candidates(host: optuna.Study) -> list[FrozenTrial]:
