@@ -8,7 +8,8 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FixedTrial
 
-from ww_opt.search.starting import GIVEN, PRESENT, Start, check_start, fitted, origin_of, remember_start, start_of
+from ww_opt.search.repeats import start_of
+from ww_opt.search.starting import GIVEN, PRESENT, Start, check_start, fitted, origin_of, remember_start
 from ww_opt.training.layerwise import LayerSettings
 
 LR = FloatDistribution(1e-4, 1e-1, log=True)

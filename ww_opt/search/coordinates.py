@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial
 
 Array = NDArray[np.float64]
 
-__all__ = ["Array", "Coordinates", "agree", "from_unit", "kind_of", "to_unit"]
+__all__ = ["Array", "Coordinates", "agree", "common_space", "from_unit", "kind_of", "to_unit"]
 
 _APART = 0.01
 _TREND = 0.2
@@ -42,6 +43,16 @@ def agree(parameters: Mapping[str, Any]) -> bool:
         for own in by_kind.values()
         for value in own
     )
+
+
+def common_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+    """Parameters that all trials have with one distribution of several values, in the order of suggestion."""
+    first = trials[0].distributions if trials else {}
+    return {
+        name: own
+        for name, own in first.items()
+        if not own.single() and all(other.distributions.get(name) == own for other in trials)
+    }
 
 
 def to_unit(value: Any, distribution: FloatDistribution | IntDistribution) -> float:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 from scipy.linalg import LinAlgError
 from threadpoolctl import threadpool_limits
 
-from ww_opt.search.coordinates import Array, Coordinates, kind_of
+from ww_opt.search.coordinates import Array, Coordinates, common_space, kind_of
 from ww_opt.search.draws import draw_functions
 from ww_opt.search.layer_effects import LayerEffect, layer_effects
 from ww_opt.search.ranking import ranking
@@ -132,7 +132,7 @@ def importance(study: optuna.Study, *, seed: int = 0) -> Importance:
     finished = [own for own in study.get_trials(deepcopy=False) if own.state.is_finished() and not is_repeat(own)]
     trials = sorted(ranking(study, finished).trials, key=lambda own: own.number)
     n_left_out = len(finished) - len(trials)
-    space = _space(trials)
+    space = common_space(trials)
     numbers = [name for name, own in space.items() if not isinstance(own, CategoricalDistribution)]
     known: dict[str, Any] = {
         "n_trials": len(trials),
@@ -157,16 +157,6 @@ def importance(study: optuna.Study, *, seed: int = 0) -> Importance:
 def least_r2(n_trials: int) -> float:
     """R2 on left-out trials under which nothing is told; settings that do nothing reach it in 1 study of 20."""
     return max(0.05, 4.0 / n_trials)
-
-
-def _space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
-    """What all trials had, alike, in the order of suggestion."""
-    first = trials[0].distributions if trials else {}
-    return {
-        name: own
-        for name, own in first.items()
-        if not own.single() and all(other.distributions.get(name) == own for other in trials)
-    }
 
 
 def _told(

@@ -24,6 +24,7 @@ __all__ = [
     "INTERRUPTED",
     "Ranking",
     "best",
+    "by_value",
     "comparable",
     "groups",
     "is_feasible",
@@ -100,7 +101,7 @@ def ranking(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) ->
         said.append(f"{_trials(len(endless))} not ranked, for the score is not finite: {some(endless)}.")
     if outside := _numbers_of(finite, but=inside):
         said.append(f"{_trials(len(outside))} not ranked, for the bounds have changed since: {some(outside)}.")
-    return Ranking(tuple(_by_means(study, _sorted(study, kept))), (*said, *([apart] if apart else [])))
+    return Ranking(tuple(_by_means(study, by_value(study, kept))), (*said, *([apart] if apart else [])))
 
 
 def best(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> FrozenTrial | None:
@@ -118,7 +119,7 @@ def groups(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> 
         for trial in _given(study, trials)
         if trial.state is TrialState.COMPLETE and is_feasible(trial) and _is_finite(trial) and not is_repeat(trial)
     ]
-    return [_by_means(study, _sorted(study, group)) for group in _by_kind(_inside(study, own)).values()]
+    return [_by_means(study, by_value(study, group)) for group in _by_kind(_inside(study, own)).values()]
 
 
 def comparable(trials: Iterable[FrozenTrial]) -> tuple[list[FrozenTrial], str]:
@@ -178,7 +179,8 @@ def _is_finite(trial: FrozenTrial) -> bool:
     return len(trial.values) == 1 and math.isfinite(trial.values[0])
 
 
-def _sorted(study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+def by_value(study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Sort trials by their own values, the best first; of one value the earlier first."""
     sign = -1.0 if study.direction is StudyDirection.MAXIMIZE else 1.0
     return sorted(trials, key=lambda trial: (sign * trial.values[0], trial.number))
 

@@ -30,6 +30,7 @@ __all__ = [
     "repeat_of",
     "spread",
     "start_number",
+    "start_of",
     "still_to_repeat",
 ]
 
@@ -62,12 +63,18 @@ def is_repeat(trial: FrozenTrial | optuna.Trial) -> bool:
     return bool(trial.user_attrs.get(MARK))
 
 
+def start_of(study: optuna.Study) -> dict[str, float] | None:
+    """Settings that the study was to begin with; ``None`` where there are none."""
+    kept = study.user_attrs.get(START)
+    return None if kept is None else dict(kept["params"])
+
+
 def start_number(study: optuna.Study) -> int | None:
     """Number of the first trial with the settings that the study was to begin with; ``None`` where there is none."""
-    kept = study.user_attrs.get(START)
-    if not kept:
+    start = start_of(study)
+    if not start:
         return None
-    wanted = kept["params"].items()
+    wanted = start.items()
     found = (
         trial.number
         for trial in study.get_trials(deepcopy=False)

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from ww_opt.search.acquisition import propose
 from ww_opt.search.bounds import rescaled
-from ww_opt.search.coordinates import Array, Coordinates, from_unit, kind_of
+from ww_opt.search.coordinates import Array, Coordinates, common_space, from_unit, kind_of
 from ww_opt.search.repeats import is_repeat
 from ww_opt.search.stopping import remember_expected
 from ww_opt.search.surrogate import Surrogate, conditioned, fit_surrogate
@@ -146,7 +146,7 @@ def believed(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[int, fl
 
     Empty where it cannot be told: fewer than eight trials with finite values, or no space that all have.
     """
-    space = {name: own for name, own in _common(trials).items() if not own.single()}
+    space = common_space(trials)
     sign = 1.0 if study.direction is optuna.study.StudyDirection.MINIMIZE else -1.0
     finite = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
     values = np.array([sign * trial.values[0] for trial in finite])
@@ -157,12 +157,6 @@ def believed(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[int, fl
     with threadpool_limits(1):
         means = fit_surrogate(coordinates, points, _standardised(values)[0]).predict(points)[0]
     return {trial.number: float(mean) for trial, mean in zip(finite, means, strict=True)}
-
-
-def _common(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
-    """Parameters that all trials have with the same distribution, in the order of the first one's suggestions."""
-    first = trials[0].distributions if trials else {}
-    return {name: own for name, own in first.items() if all(trial.distributions.get(name) == own for trial in trials)}
 
 
 class _Known:

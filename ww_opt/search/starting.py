@@ -15,7 +15,7 @@ from ww_opt.search.bounds import in_words, nearest
 from ww_opt.search.repeats import START
 from ww_opt.training.layerwise import LayerSettings
 
-__all__ = ["GIVEN", "PRESENT", "Start", "check_start", "fitted", "origin_of", "remember_start", "start_of"]
+__all__ = ["GIVEN", "PRESENT", "Start", "check_start", "fitted", "origin_of", "remember_start"]
 
 PRESENT = "present configuration"
 GIVEN = "start given by the user"
@@ -76,12 +76,6 @@ def remember_start(study: optuna.Study, start: Start | None, origin: str) -> Non
         study.set_user_attr(START, {"origin": origin, "params": start.values})
     elif study.user_attrs.get(START) is not None:
         study.set_user_attr(START, None)  # Optuna cannot remove any
-
-
-def start_of(study: optuna.Study) -> dict[str, float] | None:
-    """Return what :func:`remember_start` kept; ``None`` without."""
-    kept = study.user_attrs.get(START)
-    return None if kept is None else dict(kept["params"])
 
 
 def origin_of(trial: optuna.trial.BaseTrial) -> str | None:

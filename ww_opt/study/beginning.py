@@ -9,7 +9,8 @@ import optuna
 from torch import nn
 
 from ww_opt.search.objective import SpectralObjective
-from ww_opt.search.starting import GIVEN, PRESENT, Start, check_start, remember_start, start_of
+from ww_opt.search.repeats import start_of
+from ww_opt.search.starting import GIVEN, PRESENT, Start, check_start, remember_start
 from ww_opt.study.faults import is_bad_input
 
 __all__ = ["enqueue_start", "lay_start"]

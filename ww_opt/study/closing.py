@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ww_opt.search import records
 from ww_opt.search.coordinates import agree
 from ww_opt.search.importance import Importance, importance
 from ww_opt.search.objective import SpectralObjective
-from ww_opt.search.ranking import is_interrupted, n_settings, ranking
+from ww_opt.search.ranking import by_value, is_interrupted, n_settings, ranking
 from ww_opt.search.records import Look
 from ww_opt.search.repeats import start_number
 from ww_opt.search.space import crowding
@@ -137,11 +137,6 @@ def closing(
     )
 
 
-def _by_value(host: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    sign = -1.0 if host.direction is optuna.study.StudyDirection.MAXIMIZE else 1.0
-    return sorted(trials, key=lambda trial: sign * trial.values[0])
-
-
 def too_many_parameters(objective: SpectralObjective, n_trials: int) -> str:
     """Say so where a study searches more parameters than it has trials; empty otherwise, or where that is not known.
 
@@ -219,7 +214,7 @@ def open_test_set(study: Study, host: optuna.Study, directory: Path) -> TestAccu
     only_pick = len(kept) < len(complete)
     best = (max if task.higher_is_better else min)(values, key=lambda number: values[number])
     start = start_number(host)
-    shared = next((trial.number for trial in _by_value(host, ranked.trials) if agree(trial.params)), None)
+    shared = next((trial.number for trial in by_value(host, ranked.trials) if agree(trial.params)), None)
     return TestAccuracy(
         start=math.nan if start is None else values.get(start, math.nan),
         start_number=start or 0,

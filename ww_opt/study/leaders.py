@@ -13,8 +13,8 @@ from optuna.pruners import NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search.objective import SpectralObjective
-from ww_opt.search.ranking import groups, is_interrupted
-from ww_opt.search.repeats import INTERRUPTED, MARK, START, Repeat, leaders, repeat_of, still_to_repeat
+from ww_opt.search.ranking import by_value, groups, is_interrupted
+from ww_opt.search.repeats import INTERRUPTED, MARK, Repeat, leaders, repeat_of, start_of, still_to_repeat
 from ww_opt.search.sampler import believed
 
 __all__ = ["drawn", "plan_repeat", "queue_again", "unpruned"]
@@ -39,8 +39,8 @@ def unpruned(trial: optuna.Trial) -> Iterator[None]:
     host = trial.study
     before = host.pruner
     frozen = host.get_trials(deepcopy=False)[trial.number]
-    fixed, start = frozen.system_attrs.get("fixed_params", {}), host.user_attrs.get(START)
-    if repeat_of(trial) or (start and start["params"].items() <= fixed.items()):
+    fixed, start = frozen.system_attrs.get("fixed_params", {}), start_of(host)
+    if repeat_of(trial) or (start and start.items() <= fixed.items()):
         host.pruner = NopPruner()
     try:
         yield
@@ -110,12 +110,11 @@ def _are_searching(trials: Sequence[FrozenTrial]) -> bool:
 def _candidates(host: optuna.Study) -> list[FrozenTrial]:
     """Trials that may lead, those first that are best by their value or by what is believed of their settings."""
     found = max(groups(host), key=len, default=[])
-    sign = -1.0 if host.direction is optuna.study.StudyDirection.MAXIMIZE else 1.0
-    by_value = sorted(found, key=lambda trial: (sign * trial.values[0], trial.number))
+    best = by_value(host, found)
     means = believed(host, found)
     by_belief = sorted((trial for trial in found if trial.number in means), key=lambda trial: means[trial.number])
     order = dict.fromkeys(
-        trial.number for place in range(len(found)) for own in (by_value, by_belief) for trial in own[place : place + 1]
+        trial.number for place in range(len(found)) for own in (best, by_belief) for trial in own[place : place + 1]
     )
     by_number = {trial.number: trial for trial in found}
     return [by_number[number] for number in order]
