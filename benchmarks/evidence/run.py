@@ -25,7 +25,7 @@ from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.training.late_entry import LateEntry
 from ww_opt.training.task import Task
 
-__all__ = ["Run", "Unit", "all_examples", "diagnosed", "unused_examples", "weights_path"]
+__all__ = ["Run", "Unit", "all_examples", "diagnosed", "sealed_accuracies", "unused_examples", "weights_path"]
 
 HOLDOUT_SHARE = 0.2
 DIAGNOSED = {"base": (25, 50, 100), "seed": (50, 100), "late": (50, 100), "holdout": ()}
@@ -110,18 +110,7 @@ class Run:
         return found
 
     def _accuracies(self) -> list[float]:
-        """On the objective's sealed part and the training examples that no run uses, which are as sealed."""
-        evaluate, found = self._data.task.evaluate, []
-        assert evaluate is not None
-        for k in range(len(self._records)):
-            self._model.load_state_dict(self._ensemble.state(k))
-            found.append(evaluate(self._model))
-        if self._unused is None:
-            return [rounded(accuracy) for accuracy in found]
-        logits = self._ensemble.logits(part.x for part in _parts(self._unused))
-        right = (logits.argmax(-1) == self._unused.y).sum(-1)
-        n_test, n = self._case.n_test, self._case.n_test + len(self._unused)
-        return [rounded((n_test * accuracy + float(own)) / n) for accuracy, own in zip(found, right, strict=True)]
+        return [rounded(own) for own in sealed_accuracies(self._ensemble, self._case, self._unused, self._model)]
 
 
 def _data(case: Case, kind: str) -> _Data:
@@ -143,6 +132,24 @@ def _data(case: Case, kind: str) -> _Data:
         held_out = {time: examples.take(cohort) for time, cohort in zip(times, entry.cohorts, strict=True)}
         return _Data(replace(task, batches=lambda: (examples.take(index) for index in entry)), examples, held_out)
     return _Data(task, examples)
+
+
+def sealed_accuracies(ensemble: Ensemble, case: Case, unused: Any, model: nn.Module) -> list[float]:
+    """Accuracy of each member on the objective's sealed part and on ``unused`` examples, which are as sealed.
+
+    ``model`` takes the members' weights, one after the other; ``unused`` as from :func:`unused_examples`.
+    """
+    evaluate, found = ensemble.task.evaluate, []
+    assert evaluate is not None
+    for k in range(len(ensemble)):
+        model.load_state_dict(ensemble.state(k))
+        found.append(evaluate(model))
+    if unused is None:
+        return found
+    logits = ensemble.logits(part.x for part in _parts(unused))
+    right = (logits.argmax(-1) == unused.y).sum(-1)
+    n = case.n_test + len(unused)
+    return [(case.n_test * accuracy + float(own)) / n for accuracy, own in zip(found, right, strict=True)]
 
 
 def unused_examples(case: Case) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.searches.kept import PATH, SEARCH_CASES, SEEDS, as_line, read_searches, run_searches
+from benchmarks.evidence.kept import DATA
+from benchmarks.searches.kept import SEARCH_CASES, SEEDS, as_line, read_searches, run_searches
 from benchmarks.searches.methods import METHODS
 from benchmarks.searches.tables import lines
 
@@ -19,14 +20,14 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(case.name for case in SEARCH_CASES))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
-    parser.add_argument("--path", type=Path, default=PATH)
+    parser.add_argument("--folder", type=Path, default=DATA)
     options = parser.parse_args()
     if options.what == "judge":
-        print("\n".join(lines(read_searches(options.path), OURS)))
+        print("\n".join(lines(read_searches(options.folder), OURS)))
         return
     cases = [case for case in SEARCH_CASES if case.name in options.cases.split(",")]
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    for record in run_searches(cases, options.methods.split(","), seeds, options.path):
+    for record in run_searches(cases, options.methods.split(","), seeds, options.folder):
         print(as_line(record), flush=True)
 
 

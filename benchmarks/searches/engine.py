@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial
 
 from benchmarks.evidence.ensemble import Ensemble, Look
-from benchmarks.evidence.run import unused_examples
+from benchmarks.evidence.run import sealed_accuracies, unused_examples
 from benchmarks.evidence.tasks import Case
 from ww_opt.search.records import LayerRecord, layer_records
 from ww_opt.spectral.diagnostics import diagnose
@@ -31,7 +31,6 @@ __all__ = ["Answer", "Env", "Parameters", "Request", "Search", "lockstep"]
 
 Parameters: TypeAlias = Mapping[str, float]
 _TOGETHER = 16
-_LOSS_PARTS = 250
 
 
 class Request(NamedTuple):
@@ -94,7 +93,7 @@ class Env:
                 self._hear(ensemble, late.take(cohort), look.step, heard)
         assert first is not None
         assert last is not None
-        tests = self._accuracies(ensemble)
+        tests = sealed_accuracies(ensemble, self.case, self._unused, self._model)
         found = zip(heard, tests, strict=True)
         return [self._answer(ensemble, k, own, first, last, test) for k, (own, test) in enumerate(found)]
 
@@ -123,7 +122,7 @@ class Env:
         ensemble = self._ensemble(self._task, asked, seed)
         for _ in ensemble.train(self.case.n_steps, self.case.n_steps):
             pass
-        return self._accuracies(ensemble)
+        return sealed_accuracies(ensemble, self.case, self._unused, self._model)
 
     @cached_property
     def _model(self) -> torch.nn.Module:
@@ -134,20 +133,6 @@ class Env:
         space = self.case.space
         settings = [space.suggest(FixedTrial(dict(own)), self._model) for own in asked]
         return Ensemble(task, settings, self.case.label, seed)
-
-    def _accuracies(self, ensemble: Ensemble) -> list[float]:
-        """On the objective's sealed part and the training examples that no run uses, which are as sealed."""
-        evaluate, found = self._task.evaluate, []
-        for k in range(len(ensemble)):
-            self._model.load_state_dict(ensemble.state(k))
-            found.append(evaluate(self._model))
-        if self._unused is None:
-            return found
-        parts = torch.split(torch.arange(len(self._unused)), _LOSS_PARTS)
-        logits = ensemble.logits(self._unused.take(index).x for index in parts)
-        right = (logits.argmax(-1) == self._unused.y).sum(-1)
-        n_test, n = self.case.n_test, self.case.n_test + len(self._unused)
-        return [(n_test * own + float(more)) / n for own, more in zip(found, right, strict=True)]
 
 
 def lockstep(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.evidence.kept import DATA, Record, rounded
+from benchmarks.evidence.kept import DATA, Record, append, read, rounded
 from benchmarks.evidence.search import SEARCHED
 from benchmarks.evidence.tasks import CASES, Case
 from benchmarks.searches import deep
@@ -27,29 +26,26 @@ DEEP = Case(
     0.3,
 )  # fmt: skip
 SEARCH_CASES: Sequence[Case] = (*(case for case in CASES if case.name in SEARCHED), DEEP)
-PATH = DATA / "searched.jsonl"
+_NAME = "searched"
 
 
-def read_searches(path: Path = PATH) -> list[Record]:
+def read_searches(folder: Path = DATA) -> list[Record]:
     """Read what was kept; a torn last line is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return read(_NAME, folder)
 
 
 def run_searches(
-    cases: Sequence[Case], methods: Sequence[str], seeds: Sequence[int] = SEEDS, path: Path = PATH
+    cases: Sequence[Case], methods: Sequence[str], seeds: Sequence[int] = SEEDS, folder: Path = DATA
 ) -> Iterator[Record]:
     """Run what is missing, one seed of every case first; yield each record when it is kept."""
     torch.set_num_threads(1)
-    path.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for case in cases:
-            done = {own["method"] for own in read_searches(path) if (own["case"], own["seed"]) == (case.name, seed)}
+            done = {own["method"] for own in read_searches(folder) if (own["case"], own["seed"]) == (case.name, seed)}
             missing = [method for method in methods if method not in done]
             if missing:
                 for record in _searched(case, missing, seed, with_untuned=UNTUNED not in done):
-                    with path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
+                    append(_NAME, [record], folder)
                     yield record
 
 

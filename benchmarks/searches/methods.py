@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from benchmarks.searches.engine import Answer, Env, Parameters, Request, Search
-from ww_opt.search.coordinates import from_unit, to_unit
+from ww_opt.search.coordinates import Coordinates
 from ww_opt.search.ranking import best
 from ww_opt.search.repeats import START, n_leaders, repeat_of
 from ww_opt.search.sampler import LayerwiseSampler
@@ -70,33 +70,19 @@ def _per_layer(shared: Mapping[str, Any], env: Env) -> dict[str, float]:
 
 def trust_region_random(env: Env, seed: int) -> Search:
     """Random search around the best so far, in a region that grows with success and shrinks with failure."""
-    rng, names = np.random.default_rng(seed), list(env.parameters)
-    best, best_value, width = _encoded(env, env.untuned), math.inf, 0.4
+    rng, cube = np.random.default_rng(seed), Coordinates(env.parameters)
+    best, best_value, width = cube.encode(env.untuned), math.inf, 0.4
     pick: Parameters = env.untuned
     for number in range(N_RUNS):
-        moved = best + width * rng.uniform(-1, 1, len(names)) * (rng.random(len(names)) < max(0.3, 2 / len(names)))
+        moved = best + width * rng.uniform(-1, 1, cube.n) * (rng.random(cube.n) < max(0.3, 2 / cube.n))
         point = best if number == 0 else np.clip(moved, 0, 1)
-        parameters = _decoded(env, point)
+        parameters = cube.decode(point)
         answer: Answer = yield Request(parameters, seed)
         if answer.value < best_value:
             best, best_value, pick, width = point, answer.value, parameters, min(width * 1.3, 0.5)
         else:
             width = max(width * 0.93, 0.05)
     return pick
-
-
-def _encoded(env: Env, parameters: Parameters) -> np.ndarray:
-    return np.array([to_unit(parameters[name], _number(own)) for name, own in env.parameters.items()])
-
-
-def _decoded(env: Env, point: np.ndarray) -> dict[str, float]:
-    pairs = zip(env.parameters.items(), point.tolist(), strict=True)
-    return {name: float(from_unit(place, _number(own))) for (name, own), place in pairs}
-
-
-def _number(own: BaseDistribution) -> FloatDistribution:
-    assert isinstance(own, FloatDistribution)
-    return own
 
 
 METHODS: Mapping[str, Callable[[Env, int], Search]] = {

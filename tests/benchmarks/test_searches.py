@@ -80,5 +80,5 @@ def test_trials_needed_go_by_the_sealed_accuracy_of_the_leader() -> None:
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "searched.jsonl"
     path.write_text(json.dumps({"case": "a"}) + "\n" + '{"case": "b', encoding="utf-8")
-    assert read_searches(path) == [{"case": "a"}]
-    assert read_searches(tmp_path / "none.jsonl") == []
+    assert read_searches(tmp_path) == [{"case": "a"}]
+    assert read_searches(tmp_path / "none") == []
