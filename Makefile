@@ -14,8 +14,9 @@ PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 $(PYTEST_ARGS)
 help: ## list the targets (default)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
-demo: $(INSTALLED) ## set up, then tune a convolutional net without a test set
+demo: $(INSTALLED) ## set up, tune a convolutional net without a test set, then judge the pick by one
 	OMP_NUM_THREADS=1 .venv/bin/ww-opt run studies/mnist1d_cnn.py
+	OMP_NUM_THREADS=1 .venv/bin/ww-opt judge studies/mnist1d_cnn.py
 
 test: $(INSTALLED) ## set up, then run the tests, without the slow ones
 	$(PYTEST)

@@ -1,4 +1,7 @@
-"""``python -m benchmarks.searches run [--cases a,b] [--methods a,b] [--seeds 0,1]``; ``judge`` prints the tables."""
+"""``python -m benchmarks.searches run [--cases a,b] [--methods a,b] [--seeds 0,1]``; ``judge`` prints the tables.
+
+``rows`` prints what the layers' rows add to the foresight of the sampler.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,15 @@ from pathlib import Path
 
 from benchmarks.evidence.kept import DATA
 from benchmarks.searches.kept import SEARCH_CASES, SEEDS, as_line, read_searches, run_searches
-from benchmarks.searches.methods import METHODS
+from benchmarks.searches.methods import METHODS, OURS
+from benchmarks.searches.rows import rows_table
 from benchmarks.searches.tables import lines
-
-OURS = "layerwise with repeats"
 
 
 def main() -> None:
     """Run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.searches")
-    parser.add_argument("what", choices=("run", "judge"))
+    parser.add_argument("what", choices=("run", "judge", "rows"))
     parser.add_argument("--cases", default=",".join(case.name for case in SEARCH_CASES))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
@@ -24,6 +26,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "judge":
         print("\n".join(lines(read_searches(options.folder), OURS)))
+        return
+    if options.what == "rows":
+        for line in rows_table():
+            print(line, flush=True)
         return
     cases = [case for case in SEARCH_CASES if case.name in options.cases.split(",")]
     seeds = [int(seed) for seed in options.seeds.split(",")]

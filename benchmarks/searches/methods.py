@@ -12,20 +12,20 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from benchmarks.searches.engine import Answer, Env, Parameters, Request, Search
+from benchmarks.searches.engine import JUDGES, Answer, Env, Parameters, Request, Search
 from ww_opt.search.coordinates import Coordinates
 from ww_opt.search.ranking import best
 from ww_opt.search.repeats import START, n_leaders, repeat_of
 from ww_opt.search.sampler import LayerwiseSampler
 from ww_opt.study.leaders import plan_repeat
 
-__all__ = ["METHODS", "N_RUNS"]
+__all__ = ["METHODS", "N_RUNS", "OURS"]
 
 N_RUNS = 40
 
 
 def with_sampler(
-    sampler: Callable[[int], BaseSampler], *, is_shared: bool = False, on_test: bool = False, n_repeats: int = 0
+    sampler: Callable[[int], BaseSampler], *, is_shared: bool = False, judge: str = "late guard", n_repeats: int = 0
 ) -> Callable[[Env, int], Search]:
     """Search with one of Optuna's samplers; the pick is the best value or, with repeats, as ``Study`` takes it."""
 
@@ -40,10 +40,9 @@ def with_sampler(
             trial = study.ask(dict(space))
             parameters = _per_layer(trial.params, env) if is_shared else dict(trial.params)
             repeat = repeat_of(trial)
-            answer = yield Request(parameters, seed + 1000 * (repeat.draw if repeat else 0))
-            value = -answer.test if on_test and math.isfinite(answer.value) else answer.value
-            if math.isfinite(value):
-                study.tell(trial, value)
+            answer = yield Request(parameters, seed + 1000 * (repeat.draw if repeat else 0), judge)
+            if math.isfinite(answer.value):
+                study.tell(trial, answer.value)
             else:
                 study.tell(trial, state=TrialState.PRUNED)
         pick = best(study)
@@ -85,15 +84,34 @@ def trust_region_random(env: Env, seed: int) -> Search:
     return pick
 
 
+def _tpe(seed: int) -> BaseSampler:
+    return TPESampler(seed=seed)
+
+
+def _gp(seed: int) -> BaseSampler:
+    return GPSampler(seed=seed, deterministic_objective=False)
+
+
+def _layerwise(seed: int) -> BaseSampler:
+    return LayerwiseSampler(seed=seed)
+
+
+OURS = "layerwise with repeats"
 METHODS: Mapping[str, Callable[[Env, int], Search]] = {
-    "shared TPE": with_sampler(lambda seed: TPESampler(seed=seed), is_shared=True),
+    "shared TPE": with_sampler(_tpe, is_shared=True),
     "shared random": with_sampler(lambda seed: RandomSampler(seed=seed), is_shared=True),
-    "per-layer TPE": with_sampler(lambda seed: TPESampler(seed=seed)),
-    "per-layer GP": with_sampler(lambda seed: GPSampler(seed=seed, deterministic_objective=False)),
+    "per-layer TPE": with_sampler(_tpe),
+    "per-layer GP": with_sampler(_gp),
     "per-layer CMA-ES": with_sampler(lambda seed: CmaEsSampler(seed=seed, use_separable_cma=True)),
     "trust-region random": trust_region_random,
-    "shared TPE with repeats": with_sampler(lambda seed: TPESampler(seed=seed), is_shared=True, n_repeats=2),
-    "layerwise": with_sampler(lambda seed: LayerwiseSampler(seed=seed)),
-    "layerwise with repeats": with_sampler(lambda seed: LayerwiseSampler(seed=seed), n_repeats=2),
-    "layerwise on the test set": with_sampler(lambda seed: LayerwiseSampler(seed=seed), on_test=True),
+    OURS: with_sampler(_layerwise, n_repeats=2),
+    "layerwise": with_sampler(_layerwise),
+    "shared TPE with repeats": with_sampler(_tpe, is_shared=True, n_repeats=2),
+    "per-layer GP with repeats": with_sampler(_gp, n_repeats=2),
+    **{
+        f"{OURS}, by {judge}": with_sampler(_layerwise, judge=judge, n_repeats=2)
+        for judge in JUDGES
+        if judge != "late guard"
+    },
 }
+"""The rivals, ours, what repeats are worth, and ours where something else than latecomers judges."""

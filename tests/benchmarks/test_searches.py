@@ -26,7 +26,7 @@ def test_late_runs_are_those_of_the_objective() -> None:
     for draw in (0, 3):
         late = replace(task, late_entry=replace(task.late_entry, seed=draw))
         objective = SpectralObjective(late, CASE.space, 40, 40, guard="late", seed=draw)
-        (found,) = env.late_runs([settings], draw)
+        (found,) = env.runs([Request(settings, draw)])
         # every dropout draws numbers there, at rate 0 too, so that batches come in another order after the first epoch
         assert found.value == pytest.approx(objective(FixedTrial(settings)), abs=0.05)
         assert {layer.name for layer in found.layers} == {"hidden1", "hidden2", "hidden3", "output"}
@@ -34,24 +34,42 @@ def test_late_runs_are_those_of_the_objective() -> None:
 
 def test_searches_take_turns_and_each_hears_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     env = Env(CASE)
-    trained: list[tuple[int, int]] = []
+    trained: list[tuple[int, int, str]] = []
 
-    def late_runs(_: Env, asked: list[dict[str, float]], draw: int) -> list[Answer]:
-        trained.append((len(asked), draw))
-        return [Answer(own["x"] + draw, (), 0.0) for own in asked]
+    def runs(_: Env, asked: list[Request]) -> list[Answer]:
+        trained.append((len(asked), asked[0].draw, asked[0].judge))
+        return [Answer(own.parameters["x"] + own.draw, (), 0.0) for own in asked]
 
-    monkeypatch.setattr(Env, "late_runs", late_runs)
+    monkeypatch.setattr(Env, "runs", runs)
 
-    def search(x: float, draws: tuple[int, ...]) -> Search:
+    def search(x: float, draws: tuple[int, ...], judge: str = "late guard") -> Search:
         heard = []
         for draw in draws:
-            answer = yield Request({"x": x}, draw)
+            answer = yield Request({"x": x}, draw, judge)
             heard.append(answer.value)
         return {"sum": sum(heard)}
 
-    found = {key: pick for key, _, pick in lockstep(env, {"a": search(0.5, (0, 0, 7)), "b": search(2.0, (0,))})}
-    assert found == {"a": {"sum": 8.5}, "b": {"sum": 2.0}}
-    assert trained == [(2, 0), (1, 0), (1, 7)]
+    searches = {"a": search(0.5, (0, 0, 7)), "b": search(2.0, (0,)), "c": search(1.0, (0,), "split")}
+    found = {key: pick for key, _, pick in lockstep(env, searches)}
+    assert found == {"a": {"sum": 8.5}, "b": {"sum": 2.0}, "c": {"sum": 1.0}}
+    assert trained == [(2, 0, "late guard"), (1, 0, "late guard"), (1, 0, "split"), (1, 7, "late guard")]
+
+
+@pytest.mark.parametrize("judge", ["weights", "training loss guard", "split", "test set"])
+def test_other_judges_go_by_plain_runs(judge: str) -> None:
+    env = Env(CASE)
+    settings = {name: 0.0 if name.startswith("dropout") else value for name, value in env.untuned.items()}
+    (found,) = env.runs([Request(settings, 3, judge)])
+    if judge == "test set":
+        assert found.value == -found.test
+        assert [found.test] == env.plain_runs([settings], 3)
+        return
+    if judge == "split":
+        assert -1.0 < found.value < 0.0
+        assert (-found.value * round(0.1 * len(env._examples))) % 1 == pytest.approx(0.0, abs=1e-9)
+        return
+    objective = SpectralObjective(CASE.task(), CASE.space, 40, 40, guard=judge != "weights", seed=3)
+    assert found.value == pytest.approx(objective(FixedTrial(settings)), abs=0.05)
 
 
 def _record(case: str, seed: int, method: str, fresh: float, **more: object) -> dict[str, object]:

@@ -121,7 +121,7 @@ class TestHelp:
         for word in ("without a test set", "ww-opt run studies/digits.py", "ww-opt analyze model.pt", "Exit codes: 0"):
             assert word in answer.out
 
-    @pytest.mark.parametrize("command", ["run", "analyze"])
+    @pytest.mark.parametrize("command", ["run", "analyze", "judge"])
     def test_every_option_is_explained(self, ww: Runner, command: str) -> None:
         for parameter in cli.cli.commands[command].params:
             assert parameter.param_type_name == "argument" or getattr(parameter, "help", None)
@@ -134,7 +134,7 @@ class TestHelp:
             "    slow = {'torch', 'optuna', 'mlflow', 'numpy', 'scipy', 'pandas', 'matplotlib', 'tqdm'}\n"
             "    print('loaded', sorted(slow & set(sys.modules)))"
         )
-        for arguments in (["--help"], ["run", "--help"], ["analyze", "--help"], ["--version"]):
+        for arguments in (["--help"], ["run", "--help"], ["analyze", "--help"], ["judge", "--help"], ["--version"]):
             run = subprocess.run(
                 [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
             )
@@ -417,6 +417,30 @@ def started(folder: Path, *options: str) -> subprocess.Popen[str]:
     while process.poll() is None and not (folder / "reached").exists():
         time.sleep(0.05)
     return process
+
+
+class TestJudge:
+    def test_the_pick_beside_its_rivals_and_a_search_on_the_test_set(self, ww: Runner) -> None:
+        path = ww.study("STUDY = replace(study(), start=True)")
+        assert ww("run", path, "--no-mlflow").code == 0
+        before = sorted(ww.folder.rglob("*"))
+        answer = ww("judge", path, "--seeds", 2)
+        assert answer.code == 0
+        assert sorted(ww.folder.rglob("*")) == before, "nothing is written"
+        assert "accuracy in percent, each trained afresh on all examples with 2 seeds that no trial had" in answer.out
+        for row in ("what you came with", "best shared setting", "the pick", "a search on the test set"):
+            assert row in answer.out
+        assert "on the test set 3/3" in answer.err
+        assert "a search on the test set" not in ww("judge", path, "--no-ceiling").out
+
+    def test_a_study_that_was_not_run_is_refused_and_nothing_is_made(self, ww: Runner) -> None:
+        for options in ([], ["--storage", "some.journal"]):
+            answer = ww("judge", TINY, *options)
+            TestBadInput.check(answer, "there is no 'tiny'")
+            assert "`ww-opt run` it first" in answer.err
+        assert not [path for path in ww.folder.rglob("*") if path.suffix in (".db", ".journal")]
+        assert ww("run", TINY, "--n-trials", 1, "--no-mlflow").code == 0
+        TestBadInput.check(ww("judge", TINY, "--study-name", "other"), "there is no 'other'")
 
 
 class TestInterrupted:

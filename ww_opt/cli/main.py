@@ -13,6 +13,7 @@ import click
 from ww_opt import __version__
 from ww_opt.cli.analyze import analyze
 from ww_opt.cli.exit_codes import BAD_INPUT, INTERRUPTED
+from ww_opt.cli.judge import judge
 from ww_opt.cli.run import run
 
 __all__ = ["cli", "main"]
@@ -32,6 +33,7 @@ def cli(context: click.Context) -> None:
 
     \b
     ww-opt run studies/digits.py      search a study's space, log to MLflow, show what was found
+    ww-opt judge studies/digits.py    train its pick and rivals afresh, judge them by the sealed test set
     ww-opt analyze model.pt           read the spectra of a checkpoint, layer by layer
 
     \b
@@ -41,7 +43,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (run, analyze):
+for command in (run, analyze, judge):
     cli.add_command(command)
 
 

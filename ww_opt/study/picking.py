@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
@@ -14,7 +15,7 @@ from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.ranking import ranking
 from ww_opt.study.weights_folder import pick_file, save_weights
 
-__all__ = ["AGAIN", "train_best", "train_pick"]
+__all__ = ["AGAIN", "train_best", "train_pick", "trained"]
 
 AGAIN = "ww_opt:trained_again"
 """Attribute of a study in Optuna's storage: the number of the pick that :func:`train_pick` trained."""
@@ -54,7 +55,7 @@ def train_best(study: optuna.Study, objective: SpectralObjective, *, seed: int |
         n = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         why = " ".join(found.left_out) or f"{n} trials completed."
         raise ValueError(f"A study must have a best trial to train, but {study.study_name!r} has none: {why}")
-    model = _trained(objective, found.best, seed)
+    model = trained(objective, found.best.params, seed)
     if model is None:
         raise RuntimeError(
             f"Training must not diverge, but with seed={seed} the settings of trial {found.best.number} did: pass "
@@ -89,7 +90,7 @@ def train_pick(
     target = pick_file(directory, pick.number)
     if host.user_attrs.get(AGAIN) != pick.number or not target.is_file():
         announce("Training the pick once more, with all examples from the start")
-        model = _trained(objective, pick, None)
+        model = trained(objective, pick.params)
         if model is None:
             return None
         save_weights(model, target)
@@ -97,8 +98,8 @@ def train_pick(
     return target
 
 
-def _trained(objective: SpectralObjective, trial: FrozenTrial, seed: int | None) -> nn.Module | None:
-    """Train with a trial's settings on all examples; ``None`` where that diverges."""
+def trained(objective: SpectralObjective, parameters: Mapping[str, Any], seed: int | None = None) -> nn.Module | None:
+    """Train with settings on all examples from the start; in eval mode, ``None`` where that diverges."""
     kept: list[nn.Module] = []
     own = replace(
         objective,
@@ -109,7 +110,7 @@ def _trained(objective: SpectralObjective, trial: FrozenTrial, seed: int | None)
         on_trained=lambda _, model: kept.append(model),
     )
     try:
-        own(FixedTrial(trial.params))  # type: ignore[arg-type]
+        own(FixedTrial(dict(parameters)))  # type: ignore[arg-type]
     except optuna.TrialPruned:
         return None
     return kept[0].eval()
