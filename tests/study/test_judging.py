@@ -65,7 +65,7 @@ class TestRivals:
         assert {row.origin for row in rivals(host)} == {"trial 1"}
 
     def test_a_study_without_a_pick_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="must have a completed trial to be judged.*ww-opt run"):
+        with pytest.raises(ValueError, match=r"must have a completed trial to be judged.*ww-opt run"):
             rivals(optuna.create_study())
 
 
