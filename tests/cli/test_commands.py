@@ -121,7 +121,7 @@ class TestHelp:
         for word in ("without a test set", "ww-opt run studies/digits.py", "ww-opt analyze model.pt", "Exit codes: 0"):
             assert word in answer.out
 
-    @pytest.mark.parametrize("command", ["run", "analyze", "judge"])
+    @pytest.mark.parametrize("command", ["run", "analyze", "judge", "data-check"])
     def test_every_option_is_explained(self, ww: Runner, command: str) -> None:
         for parameter in cli.cli.commands[command].params:
             assert parameter.param_type_name == "argument" or getattr(parameter, "help", None)
@@ -134,7 +134,7 @@ class TestHelp:
             "    slow = {'torch', 'optuna', 'mlflow', 'numpy', 'scipy', 'pandas', 'matplotlib', 'tqdm'}\n"
             "    print('loaded', sorted(slow & set(sys.modules)))"
         )
-        for arguments in (["--help"], ["run", "--help"], ["analyze", "--help"], ["judge", "--help"], ["--version"]):
+        for arguments in (["--help"], ["run", "--help"], ["analyze", "--help"], ["judge", "--help"], ["data-check", "-h"], ["--version"]):
             run = subprocess.run(
                 [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
             )
@@ -441,6 +441,27 @@ class TestJudge:
         assert not [path for path in ww.folder.rglob("*") if path.suffix in (".db", ".journal")]
         assert ww("run", TINY, "--n-trials", 1, "--no-mlflow").code == 0
         TestBadInput.check(ww("judge", TINY, "--study-name", "other"), "there is no 'other'")
+
+
+class TestDataCheck:
+    def test_settings_of_the_pick_else_ones_own_and_a_figure(self, ww: Runner) -> None:
+        path = ww.study(
+            "from tests.study.test_data_check import objective_of\n"
+            "STUDY = replace(tiny.STUDY, name='parts', objective=objective_of(), n_trials=1)"
+        )
+        answer = ww("data-check", path)
+        assert answer.code == 0
+        assert "Settings: your optimizer and model as they are" in answer.err
+        assert "Training on 51 of 204 examples, 2 times" in answer.err
+        assert re.search(r"^ +204 +-?\d", answer.out, re.MULTILINE)
+        assert (ww.folder / "runs" / "parts" / "data.png").stat().st_size > 10_000
+        assert ww("run", path, "--no-mlflow").code == 0
+        assert "Settings: the pick, trial 0" in ww("data-check", path).err
+
+    def test_without_examples_by_number_it_is_refused(self, ww: Runner) -> None:
+        answer = ww("data-check", TINY)
+        assert answer.code == 2
+        assert "has no `late_entry`" in answer.err
 
 
 class TestInterrupted:

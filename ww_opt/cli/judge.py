@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    import optuna
-
-    from ww_opt.study.study import Study
+from ww_opt.cli.stored import stored, study_and_place
 
 __all__ = ["judge"]
 
@@ -45,13 +41,14 @@ def judge(
     from ww_opt.search.repeats import start_of
     from ww_opt.study.judging import ceiling as search_on_the_test_set
     from ww_opt.study.judging import judged, rivals
-    from ww_opt.study.workers import Job
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    changes: dict[str, object] = {} if study_name is None else {"name": study_name}
-    place = storage or f"sqlite:///{(directory / 'studies.db').as_posix()}"
-    study = Job(study_file, place, directory, changes).study()
-    host = _stored(study, place)
+    study, place = study_and_place(study_file, storage, study_name, directory)
+    if (host := stored(study, place)) is None:
+        raise ValueError(
+            f"A study must have been run before it is judged, but there is no {study.name!r} in {place}: "
+            "`ww-opt run` it first, or name another --directory, --storage or --study-name."
+        )
     announce = partial(click.echo, err=True)
     rows = judged(study.objective, rivals(host), n_seeds, announce)
     if ceiling:
@@ -61,24 +58,3 @@ def judge(
         if found is not None:
             rows += judged(study.objective, [found], n_seeds, announce)
     click.echo(f"\n{judged_text(rows, study.objective.task.metric)}")
-
-
-def _stored(study: Study, storage: str) -> optuna.Study:
-    """The study as it lies in the storage; nothing is made where there is none."""
-    import optuna
-
-    from ww_opt.study.first_use import database_file
-    from ww_opt.study.storages import open_storage, reading
-
-    file = database_file(storage) if "://" in storage else Path(storage)
-    is_there = file is None or file.is_file()
-    found = None
-    if is_there and (opened := open_storage(storage)) is not None:
-        names = reading(storage, lambda: optuna.get_all_study_names(opened))
-        found = optuna.load_study(study_name=study.name, storage=opened) if study.name in names else None
-    if found is None:
-        raise ValueError(
-            f"A study must have been run before it is judged, but there is no {study.name!r} in {storage}: "
-            "`ww-opt run` it first, or name another --directory, --storage or --study-name."
-        )
-    return found
