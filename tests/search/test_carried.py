@@ -44,8 +44,8 @@ def test_it_is_as_many_spreads_from_the_median_as_it_was() -> None:
     ("reports", "value"),
     [
         ({0: (1.0, 0.0), 9: (3.0, None)}, 3.0),  # too few to go by
-        ({**{place: (1.0, 0.0) for place in range(5)}, 9: (3.0, None)}, 0.0),  # all alike: nothing to scale by
-        ({**{place: (math.nan, 0.0) for place in range(5)}, 9: (3.0, None)}, 3.0),
+        ({**dict.fromkeys(range(5), (1.0, 0.0)), 9: (3.0, None)}, 0.0),  # all alike: nothing to scale by
+        ({**dict.fromkeys(range(5), (math.nan, 0.0)), 9: (3.0, None)}, 3.0),
     ],
 )
 def test_where_others_say_nothing(reports: dict[int, tuple[float, float | None]], value: float) -> None:
