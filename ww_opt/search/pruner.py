@@ -33,24 +33,27 @@ class SpectralPruner(BasePruner):
     """Prune trials that are broken, and those that others are ahead of at the same fraction of the run.
 
     **Faults.** Weights, a score or a reported value that are not finite prune at once. From ``n_warmup_steps`` on the
-    rules of :data:`ww_opt.search.faults.FAULTS` apply; a sign must hold in two reports in a row unless it is fatal.
-    ``moved_little`` applies only where it is named: an idle layer is no fault where labels are few or wrong.
+    rules of :data:`ww_opt.search.faults.FAULTS` apply; a sign must hold in two reports in a row. By default these are
+    ``diverged`` (the training loss is back where it began) and ``broken`` (a layer's spectral norm left its scale). A
+    growing trap, a lost rank and an idle layer are signs, and no faults: on planted runs what they found was better
+    than the healthy run as often as worse. ``traps``, ``rank_collapse`` and ``moved_little`` apply where they are named.
 
     **Ranks.** At each rung of ``ranks`` a trial is compared with the study's other trials at the same fraction of the
     run: ``late``, by what late examples say that are still to join, where there are enough of them; else ``weights``,
     by the spectral score. The better share goes on. Repeats, failed trials and those of another architecture or
     optimizer are not compared; pruned ones that reached the rung are. A number that is not finite is the last. Needs
-    ``n_steps`` in :func:`ww_opt.report`; where it is missing nothing is ranked, and that is said once.
+    ``n_steps`` in :func:`ww_opt.report`; where it is missing nothing is ranked, and that is said once. On ten kept
+    tasks (``docs/pruning.md``) ``late`` saves 59 % of the steps and costs the pick 0.2 points.
 
-    Each decision is on record with the trial, see :func:`ww_opt.search.decisions.decisions`. All is read from storage,
-    so that workers agree and a study can go on; what is remembered between calls is what finished trials said.
+    Each decision is on record with the trial, see :func:`ww_opt.decisions`. All is read from storage, so that workers
+    agree and a study can go on; what is remembered between calls is what finished trials said.
 
     Args:
         wrapped_pruner: asked where no rule applies; any of Optuna's. ``None``: nothing else prunes. Samplers do not see
             the brackets of a wrapped ``HyperbandPruner``. It is left alone with trials without records (a user's own
             objective that never called ``ww_opt.report``).
         n_warmup_steps: first step at which faults and ranks apply, in the unit of the reports. Default: ranks at each
-            rung, faults from a quarter of the run on; where its length was not reported, neither ever does.
+            rung, faults from a fifth of the run on; where its length was not reported, neither ever does.
         rules: names of ``RULES`` that apply.
         ranks: where trials are compared, and how many go on.
 
@@ -73,7 +76,7 @@ class SpectralPruner(BasePruner):
         if isinstance(rules, str) or not set(known) <= set(RULES):
             raise ValueError(f"`rules` must be a list of names among {sorted(RULES)}, but got {rules!r}.")
         if not isinstance(ranks, Ranks | None):
-            raise TypeError(f"`ranks` must be a ww_opt.search.rungs.Ranks, but got {ranks!r}.")
+            raise TypeError(f"`ranks` must be a ww_opt.Ranks, but got {ranks!r}.")
         self._wrapped_pruner = wrapped_pruner
         self._n_warmup_steps = n_warmup_steps
         self._rules = tuple(known)
