@@ -36,7 +36,7 @@ class SpectralPruner(BasePruner):
     rules of :data:`ww_opt.search.faults.FAULTS` apply; a sign must hold in two reports in a row. By default these are
     ``diverged`` (the training loss is back where it began) and ``broken`` (a layer's spectral norm left its scale). A
     growing trap, a lost rank and an idle layer are signs, and no faults: on planted runs what they found was better
-    than the healthy run as often as worse. ``traps``, ``rank_collapse`` and ``moved_little`` apply where they are named.
+    than the healthy run as often as worse. ``traps``, ``rank_collapse``, ``moved_little`` apply where they are named.
 
     **Ranks.** At each rung of ``ranks`` a trial is compared with the study's other trials at the same fraction of the
     run: ``late``, by what late examples say that are still to join, where there are enough of them; else ``weights``,
