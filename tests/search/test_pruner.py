@@ -120,6 +120,7 @@ def test_a_planted_broken_run_is_pruned(lr: float, plant: Callable[[nn.Module], 
     assert trial.state is TrialState.PRUNED
     assert records.reason(trial).endswith(reason)
     assert records.read(trial, "steps") == step
+    assert ended_by(trial) in (*SIGNS, "not_finite")
 
 
 def test_the_record_alone_decides(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from optuna.trial import FrozenTrial
 
 from ww_opt.search import records
 
-__all__ = ["FAULT", "RANK", "WRAPPED", "Decision", "decisions", "ended_by", "leave"]
+__all__ = ["FAULT", "NOT_FINITE", "RANK", "WRAPPED", "Decision", "decisions", "ended_by", "leave", "leave_own"]
 
 FAULT, RANK, WRAPPED = "fault", "rank", "wrapped"
 """Halves of a pruner: something is broken, others were better, a wrapped pruner said so."""
+NOT_FINITE = "not_finite"
+"""Rule that cannot be switched off: weights, a score, a loss or a reported value are not finite."""
 _DECISION = "decision:"
 
 
@@ -48,13 +50,22 @@ class Decision:
     words: str = ""
 
 
+def leave_own(trial: optuna.Trial, decision: Decision) -> None:
+    """Leave a decision with a trial that is running here."""
+    records.write(trial, **{_name(decision): asdict(decision)})
+
+
+def _name(decision: Decision) -> str:
+    return f"{_DECISION}{decision.step}:{decision.half}"
+
+
 def leave(study: optuna.Study, trial: FrozenTrial, decision: Decision) -> None:
     """Leave a decision with a running trial; one that has ended, or is another study's, keeps its record as it is."""
-    storage, name = study._storage, f"{_DECISION}{decision.step}:{decision.half}"
+    storage = study._storage
     try:
         own = storage.get_trial(trial._trial_id)
         if own.number == trial.number and own.datetime_start == trial.datetime_start and not own.state.is_finished():
-            storage.set_trial_user_attr(trial._trial_id, *records.as_attribute(name, asdict(decision)))
+            storage.set_trial_user_attr(trial._trial_id, *records.as_attribute(_name(decision), asdict(decision)))
     except KeyError:
         pass  # a frozen trial that was made by hand has no place in the storage
 

@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from ww_opt.search.decisions import NOT_FINITE
 from ww_opt.search.records import LayerRecord, Look
 from ww_opt.spectral.findings import NARROW
 
-__all__ = ["DEFAULT_FAULTS", "FAULTS", "NOT_FINITE", "N_LAST", "WARM", "Fault", "Seen", "fatal", "lasting"]
+__all__ = ["DEFAULT_FAULTS", "FAULTS", "N_LAST", "WARM", "Fault", "Seen", "fatal", "lasting"]
 
-NOT_FINITE = "not_finite"
-"""Name of what is fatal at once and cannot be switched off."""
 WARM = 0.2
 """Share of the run from which the rules apply."""
 N_LAST = 3

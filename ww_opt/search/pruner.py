@@ -12,8 +12,8 @@ from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
 from ww_opt.search import records
-from ww_opt.search.decisions import FAULT, RANK, WRAPPED, Decision, decisions, leave
-from ww_opt.search.faults import DEFAULT_FAULTS, FAULTS, N_LAST, NOT_FINITE, WARM, fatal, lasting
+from ww_opt.search.decisions import FAULT, NOT_FINITE, RANK, WRAPPED, Decision, decisions, leave
+from ww_opt.search.faults import DEFAULT_FAULTS, FAULTS, N_LAST, WARM, fatal, lasting
 from ww_opt.search.peers import Peers
 from ww_opt.search.ranking import some
 from ww_opt.search.records import Look

@@ -17,6 +17,7 @@ from optuna.trial import BaseTrial, FixedTrial
 from torch import nn
 
 from ww_opt.search import records
+from ww_opt.search.decisions import FAULT, NOT_FINITE, WRAPPED, Decision, leave_own
 from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.scores import Score, named_score
 from ww_opt.spectral.scores import score as score_of
@@ -129,9 +130,10 @@ def _ask(trial: optuna.Trial, value: float, step: int, *, is_last: bool) -> None
     if is_last or not trial.should_prune():
         return
     pruner = trial.study.pruner
-    explain = getattr(pruner, "explain", None)  # ours has one
+    explain = getattr(pruner, "explain", None)  # ours has one, and has left its decision
     reason = explain(trial.study.get_trials(deepcopy=False)[trial.number]) if explain else ""
-    raise pruned(trial, step, reason or f"{type(pruner).__name__} at step {step}")
+    name = type(pruner).__name__
+    raise pruned(trial, step, reason or f"{name} at step {step}", rule="" if reason else name)
 
 
 def report_late(trial: optuna.Trial, judgements: Sequence[Judgement], *, ahead: Judgement | None = None) -> None:
@@ -177,9 +179,12 @@ def directions(trial: optuna.Trial) -> tuple[str, ...]:
     return () if host is None else tuple(own.name.lower() for own in host.directions)
 
 
-def pruned(trial: optuna.Trial, step: int, reason: str) -> optuna.TrialPruned:
-    """Remember why a trial ends, and return what ends it."""
+def pruned(trial: optuna.Trial, step: int, reason: str, *, rule: str = NOT_FINITE) -> optuna.TrialPruned:
+    """Remember why a trial ends, and return what ends it. ``rule``: by which; empty where that is on record."""
     records.write(trial, reason=reason, steps=step)
+    if rule:
+        half = FAULT if rule == NOT_FINITE else WRAPPED
+        leave_own(trial, Decision(step, rule, half, is_pruned=True, words=reason))
     return optuna.TrialPruned(reason)
 
 
