@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import click
 import optuna
 import torch
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.pruners import BasePruner, NopPruner
 
 from benchmarks.evidence.kept import DATA, Record, rounded
 from benchmarks.evidence.search import _Sealed
 from benchmarks.evidence.tasks import CASES, Case
-from ww_opt import SpectralObjective, SpectralPruner, Study
+from ww_opt import Ranks, SpectralObjective, SpectralPruner, Study
 from ww_opt.search.ranking import ranking
 from ww_opt.study.closing import closing
 from ww_opt.study.study import open_study, run
@@ -34,8 +34,11 @@ NAME = "pruned"
 TASKS = ("digits_adamw_40", "mlp_sgd_0", "mlp_sgd_40", "cnn_sgd_20", "mlp_adamw_20", "cnn_adamw_0")
 FRESH = (101, 102)
 """Seeds that picks are trained with."""
-PRUNERS: Mapping[str, Any] = {"nothing": NopPruner, "SpectralPruner()": SpectralPruner, "MedianPruner": MedianPruner}
-_ALL: Mapping[str, Any] = {**PRUNERS, "HyperbandPruner": HyperbandPruner}
+PRUNERS: Mapping[str, Callable[[], BasePruner]] = {
+    "nothing": NopPruner,
+    "SpectralPruner()": SpectralPruner,
+    "share 1/4": lambda: SpectralPruner(ranks=Ranks(share=1 / 4)),
+}
 
 
 class Pruned(NamedTuple):
@@ -58,7 +61,7 @@ def search(unit: Pruned) -> Record:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     case = next(case for case in CASES if case.name == unit.case)
     objective = SpectralObjective(case.task(), case.space, case.n_steps, guard="late")
-    pruner: BasePruner = _ALL[unit.pruner]()
+    pruner = PRUNERS[unit.pruner]()
     study = Study(name="pruned", objective=objective, n_trials=60, pruner=pruner, seed=unit.seed, keep_weights="best")
     host = open_study(study)
     started = time.perf_counter()

@@ -1,4 +1,6 @@
-"""Runs as a pruner watches them: what each look shows, from a twentieth of the run to its end.
+"""``python -m benchmarks.evidence.watched``: runs as a pruner watches them, look by look.
+
+From a twentieth of the run to its end, where the records of `run.py` begin at a quarter or at half.
 
 Three kinds, all with the case's own number of steps:
 
@@ -15,11 +17,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import torch
 
 from benchmarks.evidence.ensemble import Ensemble, Settings
 from benchmarks.evidence.faults import HEALTHY, IN_ONE_LAYER
-from benchmarks.evidence.kept import DATA, Record, append, read, rounded
+from benchmarks.evidence.kept import DATA, Record, append, pack, read, rounded
 from benchmarks.evidence.run import all_examples, sealed_accuracies, unused_examples
 from benchmarks.evidence.tasks import CASES, LOOKS, Case, configurations
 from ww_opt.search.records import layer_records
@@ -192,3 +195,15 @@ def _diagnosed(model: torch.nn.Module) -> Record:
     columns = {name: [rounded(own[name]) for own in kept] for name in (*_COLUMNS, "findings")}
     value = float(score(rows)) if all(math.isfinite(own["spectral_norm"]) for own in kept) else math.nan
     return {"score": rounded(value), "rows": columns}
+
+
+@click.command()
+def main() -> None:
+    """Train what is missing, one unit after the other, and pack it; an hour on one core."""
+    for unit, n_left in watch_all():
+        click.echo(f"{unit.case} {unit.kind} {unit.seed}: {n_left} units left", err=True)
+    pack(NAME)
+
+
+if __name__ == "__main__":
+    main()

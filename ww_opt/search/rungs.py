@@ -41,7 +41,7 @@ class Ranks:
     """
 
     fractions: tuple[float, ...] = (0.2, 0.5)
-    share: float = 1 / 4
+    share: float = 1 / 5
     weights_share: float = 1 / 3
     n_startup_trials: int = 4
     n_examples: int = 20
