@@ -127,6 +127,18 @@ def report(of: Sequence[Tape]) -> str:
             f"{fault:20}{len(own):5}{len(costly):7}{len(by_fault) / n:8.0%}{len(by_rank) / n:7.0%}"
             f"{len(either) / n:7.0%}  {names}"
         )
+    lines += [
+        "",
+        "What each rule found among all planted runs, by what the fault cost: over 2 points, within, gained over 2",
+    ]
+    for rule in FAULTS:
+        costs = [row.cost for row in found(of, [rule]) if row.fault != "healthy" and row.rule == rule]
+        split = (
+            sum(own > COSTLY for own in costs),
+            sum(abs(own) <= COSTLY for own in costs),
+            sum(own < -COSTLY for own in costs),
+        )
+        lines.append(f"  {rule:14}{len(costs):4} runs: {split[0]:3}{split[1]:4}{split[2]:4}")
     lines += ["", "False alarms, by rule: the better half of each task's runs, the others, and healthy ones"]
     for name in ("better", "worse", "healthy"):
         runs = _runs(of, name) if name != "healthy" else [run for run in planted() if run["fault"] == "healthy"]

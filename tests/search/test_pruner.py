@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import subprocess
 import sys
 import time
@@ -361,6 +362,13 @@ def test_bad_settings_are_named() -> None:
         SpectralPruner(rules="random")
     with pytest.raises(TypeError, match="Ranks"):
         SpectralPruner(ranks=0.5)  # type: ignore[arg-type]
+
+
+def test_workers_get_it_with_what_it_remembers() -> None:
+    study = optuna.create_study(pruner=SpectralPruner(ranks=Ranks(n_startup_trials=2)))
+    assert [passes(study, ahead=loss) for loss in (1.0, 2.0, 3.0)] == [True, True, False]
+    study.pruner = pickle.loads(pickle.dumps(study.pruner))
+    assert [passes(study, ahead=loss) for loss in (2.5, 0.5)] == [False, True]
 
 
 def test_two_hundred_trials_are_compared_in_milliseconds() -> None:
