@@ -184,10 +184,11 @@ def draw(target: Path = Path("docs/pruning.png")) -> Path:
             mean = _mean([judged(name, policy, tape) for tape in asked])
             is_ours = name.startswith("ours")
             axes.plot(100 * mean.saved, mean.lost, "o" if is_ours else "s", color="C3" if is_ours else "0.5")
-            axes.annotate(name, (100 * mean.saved, mean.lost), (4, 3), textcoords="offset points", fontsize=7)
+            offset = (5, -9) if "validation" in name else (5, 3)
+            axes.annotate(name, (100 * mean.saved, mean.lost), offset, textcoords="offset points", fontsize=7)
     axes.axhline(0.5, color="0.8", lw=1)
     axes.axvline(50, color="0.8", lw=1)
-    axes.set(xlabel="steps saved, %", ylabel="points lost by the pick (lower is better)")
+    axes.set(xlim=(45, 102), xlabel="steps saved, %", ylabel="points lost by the pick (lower is better)")
     figure.savefig(target, dpi=120)
     return target
 

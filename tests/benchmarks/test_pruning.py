@@ -10,8 +10,9 @@ import pytest
 from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner
 
 from benchmarks.evidence.planted import fault_of
+from benchmarks.evidence.pruning import POLICIES, judged
 from benchmarks.evidence.replay import Array, Index, Rung, after, asha, halving, median, orders, outcome
-from benchmarks.evidence.tapes import PERCENTS
+from benchmarks.evidence.tapes import PERCENTS, tapes
 from tests.search.test_pruner import layer
 from ww_opt import SpectralPruner
 from ww_opt.search import records
@@ -87,6 +88,14 @@ def test_a_search_that_learns_brings_better_trials_later() -> None:
     later = [np.corrcoef(np.arange(N), QUALITY[own])[0, 1] for own in drawn]
     assert np.mean(later) == pytest.approx(0.5, abs=0.05)
     assert sorted(drawn[0]) == list(range(N))
+
+
+def test_what_is_kept_says_what_the_readme_says() -> None:
+    of = tapes()
+    assert [len(tape.truth) for tape in of] == [60] * 10
+    found = [judged("ours: late", POLICIES["ours: late"], tape) for tape in of]
+    assert np.mean([own.saved for own in found]) == pytest.approx(0.65, abs=0.01)
+    assert np.mean([own.lost for own in found]) == pytest.approx(0.32, abs=0.05)
 
 
 def test_a_kept_run_is_read_as_its_looks() -> None:
