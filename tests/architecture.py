@@ -35,6 +35,7 @@ NEIGHBOURS = (("ww_opt.tracking", "ww_opt.reporting.summary"),)
 WINDOWS = ("ww_opt", "ww_opt.spectral")
 
 INSTRUMENT = ("ww_opt.spectral", "ww_opt.training")
+DECIDING = tuple(f"ww_opt.search.{name}" for name in ("carried", "decisions", "faults", "peers", "rungs"))
 EVERYTHING = ("ww_opt", "objectives", "studies")
 
 
@@ -55,6 +56,7 @@ NEVER = (
     Never(EVERYTHING, ("mlflow",), "slow to import, written and never read back", ("ww_opt.tracking",)),
     Never(("ww_opt.search.records",), ("torch",), "records are read where no model is"),
     Never(("ww_opt.search.pruner",), ("torch", "ww_opt.search.objective"), "it decides from the record alone"),
+    Never(DECIDING, ("torch", "ww_opt.search.objective"), "they decide from the record alone"),
     Never(("ww_opt.search.sampler",), ("ww_opt.search.objective", "ww_opt.spectral"), "it reads records alone"),
     Never(("ww_opt.search.importance",), ("torch", "ww_opt.search.objective"), "it reads records alone"),
     Never(("ww_opt",), ("objectives", "studies"), "a library does not know its uses"),

@@ -7,11 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ww_opt.search.decisions import decisions as decisions
     from ww_opt.search.objective import SpectralObjective as SpectralObjective
     from ww_opt.search.own_loop import Run as Run
     from ww_opt.search.pruner import SpectralPruner as SpectralPruner
     from ww_opt.search.report import report as report
     from ww_opt.search.report import report_late as report_late
+    from ww_opt.search.rungs import Ranks as Ranks
     from ww_opt.search.sampler import LayerwiseSampler as LayerwiseSampler
     from ww_opt.search.space import LayerwiseSpace as LayerwiseSpace
     from ww_opt.search.transfer import carried_over as carried_over
@@ -42,6 +44,7 @@ _HOME = {
     "LayerSettings": "training.layerwise",
     "LayerwiseSampler": "search.sampler",
     "LayerwiseSpace": "search.space",
+    "Ranks": "search.rungs",
     "Run": "search.own_loop",
     "SCORES": "spectral.scores",
     "SpectralObjective": "search.objective",
@@ -55,6 +58,7 @@ _HOME = {
     "by_layer": "training.labels",
     "by_prefix": "training.labels",
     "carried_over": "search.transfer",
+    "decisions": "search.decisions",
     "judge": "training.judging",
     "late_loss": "training.judging",
     "report": "search.report",

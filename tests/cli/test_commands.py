@@ -253,7 +253,7 @@ class TestRun:
         for label, own in records.read(pick, "settings").items():
             assert any(line.split()[:2] == [label, f"{own['lr']:.4g}"] for line in answer.out.splitlines())
         assert "48x40" in answer.out
-        assert "3 trials completed, 0 pruned, 0 failed; pruning saved 0% of the epochs." in answer.out
+        assert "3 trials completed, 0 pruned, 0 failed; pruning saved 0% of the steps." in answer.out
         for row in ("the pick", "the best trial", "the median trial"):
             assert row in answer.out
         assert f"runs/tiny/trial-{pick.number:05d}.pt" in answer.out

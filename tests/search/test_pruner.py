@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,10 @@ import ww_opt
 from tests import tiny
 from ww_opt import LayerwiseSpace, SpectralObjective, SpectralPruner
 from ww_opt.search import records
+from ww_opt.search.decisions import decisions, ended_by
 from ww_opt.search.records import LayerRecord, Look
+from ww_opt.search.repeats import MARK
+from ww_opt.search.rungs import Ranks
 
 N_STEPS = 40
 
@@ -73,21 +78,24 @@ def plant_dead_rows(model: nn.Module) -> None:
         list(model.parameters())[2][4:] = 0.0
 
 
+SIGNS = ("traps", "rank_collapse")
+
+
 def planted(lr: float, plant: Callable[[nn.Module], None]) -> optuna.Study:
-    """A study of one trial in which something happens to the weights at step 30 of 40, unseen by the loss."""
+    """A study of one trial in which something happens to the weights from step 20 of 40 on, unseen by the loss."""
     n_calls = 0
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         nonlocal n_calls
         n_calls += model.training
         value = tiny.loss(model, batch)
-        if not model.training and n_calls == 30:
+        if not model.training and n_calls >= 20:
             plant(model)
         return value
 
     task = replace(tiny.TASK, loss=loss)
-    objective = SpectralObjective(task, LayerwiseSpace(lr=lr), n_steps=N_STEPS, interval_steps=10)
-    study = optuna.create_study(pruner=SpectralPruner())
+    objective = SpectralObjective(task, LayerwiseSpace(lr=lr), n_steps=N_STEPS, interval_steps=5)
+    study = optuna.create_study(pruner=SpectralPruner(rules=SIGNS))
     study.optimize(objective, n_trials=1)
     return study
 
@@ -96,15 +104,15 @@ def test_a_healthy_run_is_left_alone() -> None:
     (trial,) = planted(0.03, plant_nothing).trials
     assert trial.state is TrialState.COMPLETE
     assert not records.reason(trial)
-    assert len(records.looks(trial)) == 4
+    assert len(records.looks(trial)) == 8
 
 
 @pytest.mark.parametrize(
     ("lr", "plant", "step", "reason"),
     [
-        (0.03, plant_huge_entries, 30, "rule traps: correlation traps in 2 of 2 layers: ['0', '2'] at step 30"),
-        (0.03, plant_dead_rows, 30, "rule rank_collapse: rank collapse in ['2'] at step 30"),
-        (0.03, plant_nan, 30, "the training loss became nan at step 30: training diverged"),
+        (0.03, plant_huge_entries, 25, "in 2 of 2 layers: ['0', '2'] at step 25"),
+        (0.03, plant_dead_rows, 25, "rule rank_collapse: rank collapse in ['2'] at step 25"),
+        (0.03, plant_nan, 20, "the training loss became nan at step 20: training diverged"),
     ],
     ids=["huge entries", "dead rows", "NaN"],
 )
@@ -113,6 +121,7 @@ def test_a_planted_broken_run_is_pruned(lr: float, plant: Callable[[nn.Module], 
     assert trial.state is TrialState.PRUNED
     assert records.reason(trial).endswith(reason)
     assert records.read(trial, "steps") == step
+    assert ended_by(trial) in (*SIGNS, "not_finite")
 
 
 def test_the_record_alone_decides(tmp_path: Path) -> None:
@@ -123,6 +132,7 @@ def test_the_record_alone_decides(tmp_path: Path) -> None:
     again = optuna.load_study(study_name="s", storage=url)
     assert [says(SpectralPruner(), trial) for trial in again.trials] == [False, False], "an idle layer is no fault"
     assert [says(SpectralPruner(rules=["moved_little"]), trial) for trial in again.trials] == [True, False]
+    assert [records.reason(trial) for trial in again.trials] == ["", ""]
 
 
 def test_it_loads_no_torch() -> None:
@@ -132,24 +142,28 @@ def test_it_loads_no_torch() -> None:
     assert run.stdout.strip() == "[]"
 
 
+def twice(*layers: LayerRecord, step: int = 50, n_steps: int = 100) -> FrozenTrial:
+    """A trial whose last two looks show the same layers."""
+    return recorded(*(look(*layers, step=own, n_steps=n_steps) for own in (step - 1, step)))
+
+
 class TestWarmup:
     @pytest.mark.parametrize(
         ("n_warmup_steps", "step", "n_steps", "pruned"),
         [
-            (None, 49, 100, False),
-            (None, 50, 100, True),
-            (None, 2, 3, True),
-            (None, 1, 3, False),
+            (None, 19, 100, False),
+            (None, 20, 100, True),
+            (None, 2, 5, True),
             (None, 10**6, 0, False),
-            (0, 0, 100, True),
+            (0, 1, 100, True),
             (60, 59, 100, False),
             (60, 60, 100, True),
             (60, 60, 0, True),
         ],
     )
     def test_rules_wait_for_it(self, n_warmup_steps: int | None, step: int, n_steps: int, pruned: bool) -> None:
-        trial = recorded(look(layer("fc", "RANK_COLLAPSE"), step=step, n_steps=n_steps))
-        assert says(SpectralPruner(n_warmup_steps=n_warmup_steps), trial) is pruned
+        trial = twice(layer("fc", "RANK_COLLAPSE"), step=step, n_steps=n_steps)
+        assert says(SpectralPruner(n_warmup_steps=n_warmup_steps, rules=SIGNS), trial) is pruned
 
     @pytest.mark.parametrize(
         "broken",
@@ -162,39 +176,143 @@ class TestWarmup:
 
 
 class TestRules:
-    @pytest.mark.parametrize(
-        ("layers", "reason"),
-        [
-            ([layer("a", "MOVED_LITTLE"), layer("b", "MOVED_LITTLE"), layer("c")], ""),
-            ([layer("a", "TRAP", "HEAVY_TAIL")], "rule traps: correlation traps in 1 of 1 layers: ['a']"),
-            ([layer("a", "TRAP"), layer("b"), layer("c")], ""),
-            ([layer("a"), layer("b", "RANK_COLLAPSE"), layer("c")], "rule rank_collapse: rank collapse in ['b']"),
-            ([layer("a", "MOVED_LITTLE", M=31), layer("b", "TRAP", M=8), layer("c", "RANK_COLLAPSE", M=31)], ""),
-            ([layer("a", "UNDER_TRAINED"), layer("b", "OVER_TRAINED")], ""),
-            ([layer("a"), layer("b", "RANK_COLLAPSE", role="HEAD"), layer("c", "TRAP", role="EMBEDDING")], ""),
-            ([layer("a", "RANK_COLLAPSE", role="HIDDEN")], "rule rank_collapse: rank collapse in ['a']"),
-            ([], ""),
-        ],
-    )
-    def test_each_speaks_for_wide_layers(self, layers: list[LayerRecord], reason: str) -> None:
-        trial = recorded(look(*layers))
-        assert SpectralPruner().explain(trial) == (f"{reason} at step 50" if reason else "")
-        assert says(SpectralPruner(), trial) is bool(reason)
-
-    def test_the_last_look_counts(self) -> None:
-        bad, good = look(layer("a", "RANK_COLLAPSE"), step=60), look(layer("a"), step=70)
-        assert not says(SpectralPruner(), recorded(good, bad))
-        assert says(SpectralPruner(), recorded(replace(good, step=50), bad))
-
     def test_only_the_named_ones_apply(self) -> None:
-        trial = recorded(look(layer("a", "MOVED_LITTLE")))
+        trial = twice(layer("a", "MOVED_LITTLE"))
         assert not says(SpectralPruner(rules=["traps", "rank_collapse"]), trial)
+        assert not says(SpectralPruner(), trial)
         assert says(SpectralPruner(rules=["moved_little"]), trial)
         assert says(SpectralPruner(rules=["random"]), trial), "its name in earlier versions"
         assert (
             SpectralPruner(rules=["moved_little"]).explain(trial).startswith("rule moved_little: little moved in 1 of")
         )
         assert not says(SpectralPruner(rules=[]), trial)
+
+    def test_signs_are_no_faults_unless_they_are_named(self) -> None:
+        trial = twice(layer("a", "RANK_COLLAPSE", "TRAP", traps=600))
+        assert not says(SpectralPruner(), trial)
+        assert says(SpectralPruner(rules=SIGNS), trial)
+
+
+class TestRanks:
+    def test_the_better_share_goes_on_and_why_is_on_record(self) -> None:
+        study = optuna.create_study(pruner=SpectralPruner(ranks=Ranks(n_startup_trials=4, share=0.5)))
+        said = [passes(study, ahead=loss) for loss in (2.0, 1.0, 3.0, 1.5, 2.5, 1.2, 1.2)]
+        assert said == [True, True, True, True, False, True, True]
+        trial = study.trials[4]
+        (own,) = decisions(trial)
+        assert (own.rule, own.half, own.is_pruned, own.step, own.fraction) == ("late", "rank", True, 20, 0.2)
+        assert (own.value, own.threshold, own.compared) == (2.5, 2.0, (0, 1, 2, 3))
+        assert records.reason(trial) == (
+            "rule late: place 4 of 5 at 20% of the run, late loss 2.5, above 2, beside trials 0, 1, 2, 3 at step 20"
+        )
+        assert ended_by(trial) == "late"
+        (kept,) = decisions(study.trials[5])
+        assert not kept.is_pruned
+        assert kept.compared == (0, 1, 2, 3, 4), "a pruned trial that reached the rung counts"
+
+    def test_with_too_few_to_compare_with_everybody_goes_on(self) -> None:
+        study = optuna.create_study(pruner=SpectralPruner(ranks=Ranks(n_startup_trials=4)))
+        assert all(passes(study, ahead=loss) for loss in (1.0, 2.0, 3.0, 4.0))
+        assert "too few" in decisions(study.trials[3])[0].words
+
+    @pytest.mark.parametrize(
+        ("n_ahead", "rule", "passed"), [(50, "late", True), (5, "weights", False), (0, "weights", False)]
+    )
+    def test_the_weights_judge_where_too_few_examples_do(self, n_ahead: int, rule: str, passed: bool) -> None:
+        study = optuna.create_study(pruner=SpectralPruner(ranks=Ranks(n_startup_trials=3)))
+        for place in range(4):
+            passes(study, ahead=9.0 - place, n_ahead=n_ahead, score=1.0 + place)
+        assert passes(study, ahead=0.5, n_ahead=n_ahead, score=7.0) is passed
+        assert decisions(study.trials[-1])[0].rule == rule
+
+    def test_a_judge_can_be_switched_off(self) -> None:
+        study = optuna.create_study(pruner=SpectralPruner(rules=["late"], ranks=Ranks(n_startup_trials=1)))
+        assert [passes(study, n_ahead=0, score=own) for own in (1.0, 2.0, 3.0)] == [True] * 3
+        assert [decisions(trial) for trial in study.trials] == [()] * 3
+
+    def test_both_sides_have_the_same_judges(self) -> None:
+        study = optuna.create_study(pruner=SpectralPruner(ranks=Ranks(n_startup_trials=2), rules=["late"]))
+        for loss in (1.0, 1.1, 1.2):
+            passes(study, ahead=loss, n_ahead=60)
+        assert passes(study, ahead=9.0, n_ahead=40), "40 others judged it"
+
+    def test_a_score_to_be_maximised_is_read_so(self) -> None:
+        study = optuna.create_study(direction="maximize", pruner=SpectralPruner(ranks=Ranks(n_startup_trials=2)))
+        said = [passes(study, n_ahead=0, score=own, direction="maximize") for own in (1.0, 2.0, 3.0, 0.5, 4.0)]
+        assert said == [True, True, True, False, True]
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_what_is_not_finite_is_the_last(self, bad: float) -> None:
+        study = optuna.create_study(pruner=SpectralPruner(ranks=Ranks(n_startup_trials=2)))
+        assert [passes(study, ahead=own) for own in (1.0, 2.0, bad, 1.5, 0.5)] == [True, True, False, False, True]
+
+    def test_runs_of_other_lengths_compare_by_fraction(self) -> None:
+        study = optuna.create_study(pruner=SpectralPruner(ranks=Ranks(n_startup_trials=2)))
+        for loss, n_steps in ((1.0, 100), (2.0, 1000)):
+            passes(study, ahead=loss, n_steps=n_steps)
+        assert not passes(study, ahead=3.0, n_steps=10)
+        assert passes(study, ahead=0.5, n_steps=50)
+
+    def test_repeats_failures_and_other_networks_are_not_compared(self) -> None:
+        study = optuna.create_study(pruner=SpectralPruner(ranks=Ranks(n_startup_trials=1)))
+        passes(study, ahead=0.1, state=TrialState.FAIL)
+        study.enqueue_trial({}, user_attrs={MARK: [0, 1]})
+        assert passes(study, ahead=0.2)
+        passes(study, ahead=0.3, layers=(layer("fc", M=32),))
+        passes(study, ahead=0.4, optimizer="SGD")
+        assert passes(study, ahead=5.0)
+        assert decisions(study.trials[-1])[0].compared == ()
+        study.enqueue_trial({}, user_attrs={MARK: [0, 2]})
+        assert passes(study, ahead=9.0), "a repeat is never outrun"
+
+    def test_running_trials_of_other_workers_count(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{(tmp_path / 'study.db').as_posix()}"
+        study = optuna.create_study(study_name="s", storage=url)
+        for loss in (1.0, 2.0):
+            trial = study.ask()
+            records.write(trial, optimizer="AdamW")
+            records.write_look(trial, at_rung(ahead=loss))
+        again = optuna.load_study(study_name="s", storage=url, pruner=SpectralPruner(ranks=Ranks(n_startup_trials=2)))
+        assert not passes(again, ahead=3.0)
+        assert ended_by(optuna.load_study(study_name="s", storage=url).trials[2]) == "late"
+
+    def test_without_a_length_it_says_what_it_lacks_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        study = optuna.create_study(pruner=SpectralPruner())
+        for _ in range(3):
+            assert passes(study, ahead=1.0, n_steps=0)
+        (said,) = [own for own in caplog.messages if "n_steps" in own]
+        assert "cannot compare" in said
+        assert decisions(study.trials[0]) == ()
+
+    def test_it_asks_late_examples_at_rungs_alone(self) -> None:
+        pruner = SpectralPruner(ranks=Ranks(fractions=(0.2, 0.5)))
+        due = [step for step in range(10, 101, 10) if pruner.wants_ahead(step - 10 or None, step, 100)]
+        assert due == [20, 50]
+        assert not SpectralPruner(rules=["weights"]).wants_ahead(10, 20, 100)
+        assert not pruner.wants_ahead(None, 20, 0)
+        assert not SpectralPruner(n_warmup_steps=30).wants_ahead(10, 20, 100)
+
+
+def at_rung(ahead: float = math.nan, *, n_ahead: int = 60, score: float = 1.0, n_steps: int = 100, **own: Any) -> Look:
+    step = max(n_steps // 5, 1)
+    own = {"layers": (layer(),), **own}
+    return Look(step=step, n_steps=n_steps, value=1.0, score=score, ahead_loss=ahead, n_ahead=n_ahead, **own)
+
+
+def passes(study: optuna.Study, ahead: float = math.nan, **own: Any) -> bool:
+    """Let a trial come to its first rung, and on if it may; what prunes it is on record as `report` leaves it."""
+    state, optimizer = own.pop("state", None), own.pop("optimizer", "AdamW")
+    trial = study.ask()
+    shown = at_rung(ahead, **own)
+    records.write(trial, optimizer=optimizer)
+    records.write_look(trial, shown)
+    trial.report(shown.value, shown.step)
+    is_pruned = trial.should_prune()
+    if is_pruned:
+        records.write(trial, reason=study.pruner.explain(study.trials[trial.number]))  # type: ignore[attr-defined]
+    ended = TrialState.PRUNED if is_pruned else state or TrialState.COMPLETE
+    study.tell(trial, None if state or is_pruned else 1.0, state=ended)
+    return not is_pruned
 
 
 class TestWrapped:
@@ -203,12 +321,15 @@ class TestWrapped:
         pruner = SpectralPruner(DeterministicPruner(answer))
         assert says(pruner, recorded(look(layer()))) is answer
         assert says(pruner, recorded()) is answer, "a trial without records is its alone"
-        assert says(pruner, recorded(look(layer("a", "TRAP"))))
+        assert says(pruner, recorded(look(layer(n_eigenvalues=0))))
 
     def test_the_reason_names_it(self) -> None:
         study = optuna.create_study(pruner=SpectralPruner(DeterministicPruner(True)))
         study.optimize(tiny.OBJECTIVE, n_trials=1)
         assert records.reason(study.trials[0]) == "DeterministicPruner at step 5"
+        own = decisions(study.trials[0])[-1]
+        assert (own.rule, own.half, own.step) == ("DeterministicPruner", "wrapped", 5)
+        assert ended_by(study.trials[0]) == "DeterministicPruner"
 
     def test_it_sees_the_study_unchanged(self) -> None:
         plain, wrapped = (
@@ -239,3 +360,30 @@ def test_bad_settings_are_named() -> None:
         SpectralPruner(rules=["alpha"])
     with pytest.raises(ValueError, match="list of names"):
         SpectralPruner(rules="random")
+    with pytest.raises(TypeError, match="Ranks"):
+        SpectralPruner(ranks=0.5)  # type: ignore[arg-type]
+
+
+def test_workers_get_it_with_what_it_remembers() -> None:
+    study = optuna.create_study(pruner=SpectralPruner(ranks=Ranks(n_startup_trials=2)))
+    assert [passes(study, ahead=loss) for loss in (1.0, 2.0, 3.0)] == [True, True, False]
+    study.pruner = pickle.loads(pickle.dumps(study.pruner))
+    assert [passes(study, ahead=loss) for loss in (2.5, 0.5)] == [False, True]
+
+
+def test_two_hundred_trials_are_compared_in_milliseconds() -> None:
+    study = optuna.create_study(pruner=SpectralPruner())
+    wide = tuple(layer(f"layer{number}") for number in range(50))
+    for number in range(200):
+        trial = study.ask()
+        for step in range(10, 101, 10):
+            records.write_look(trial, replace(at_rung(float(number), layers=wide), step=step))
+        study.tell(trial, 1.0)
+    asked = study.ask()
+    records.write_look(asked, at_rung(1000.0, layers=wide))
+    frozen = study.get_trials(deepcopy=False)[200]
+    assert study.pruner.prune(study, frozen)  # learns what the others said
+    started = time.perf_counter()
+    for _ in range(5):
+        assert study.pruner.prune(study, frozen)
+    assert (time.perf_counter() - started) / 5 < 0.1  # 3 ms on an idle core

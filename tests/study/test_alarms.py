@@ -106,3 +106,10 @@ def test_divergence_is_called_so_and_no_pick_is_none() -> None:
     assert said.startswith("3 of 3 trials diverged: ")
     assert "learning rate" in said
     assert "pick" not in said
+
+
+def test_being_outrun_early_is_no_alarm() -> None:
+    outrun = trial(state=TrialState.PRUNED, step=20, reason="rule late: place 5 of 6")
+    assert len(about_ends([outrun] * 5)) == 1
+    outrun.user_attrs["ww_opt:decision:20:rank"] = {"step": 20, "rule": "late", "half": "rank", "is_pruned": True}
+    assert about_ends([outrun] * 5) == []

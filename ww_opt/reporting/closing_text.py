@@ -36,7 +36,7 @@ def closing_text(result: Closing, settings: Mapping[str, Any]) -> str:
     if result.look is not None and result.look.layers:
         layers = result.look.layers
         parts += ["", "Its layers", "", layer_table(layers), *([words] if (words := legend(layers)) else [])]
-    parts += ["", f"{counts}; pruning saved {result.saved:.0%} of the epochs.", *_reasons(result.failures)]
+    parts += ["", f"{counts}; {_pruning(result)}.", *_reasons(result.failures)]
     if result.mattered:
         parts += ["", "What mattered", "", *_items(result.mattered)]
     if result.trust:
@@ -50,6 +50,14 @@ def _counts(result: Closing) -> str:
         text += f" ({result.n_settings} distinct setting{'s' * (result.n_settings != 1)})"
     text += f", {result.n_pruned} pruned, {result.n_failed} failed"
     return f"{text}, {result.n_interrupted} interrupted" if result.n_interrupted else text
+
+
+def _pruning(result: Closing) -> str:
+    text = f"pruning saved {result.saved:.0%} of the steps"
+    if not result.ended_by:
+        return text
+    ended = [f"{rule} {count}" for rule, count in result.ended_by.items()]
+    return f"{text} (trials ended by each rule: {', '.join(ended)})"
 
 
 def _items(sentences: Iterable[str]) -> list[str]:

@@ -117,7 +117,8 @@ def curves(trial: FrozenTrial) -> dict[tuple[str, int], float]:
 
 
 def _at_look(look: records.Look) -> dict[str, float]:
-    own = {name: getattr(look, name) for name in ("score", "value", "train_loss", "late_loss", "late_accuracy")}
+    names = ("score", "value", "train_loss", "late_loss", "late_accuracy", "ahead_loss")
+    own = {name: getattr(look, name) for name in names}
     own["diagnosis_seconds"] = look.seconds
     for column in _LAYER_METRICS:
         by_layer = {layer.name: float(getattr(layer, column)) for layer in look.layers}

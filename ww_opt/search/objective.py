@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ww_opt.search import records
-from ww_opt.search.report import check_trial, directions, pruned, report, report_late
+from ww_opt.search.report import check_trial, directions, pruned, report, report_late, wants_ahead
 from ww_opt.search.space import LayerwiseSpace
 from ww_opt.search.starting import origin_of
 from ww_opt.spectral.scores import Direction, Score, named_score
@@ -153,8 +153,8 @@ class SpectralObjective:
         records.write(trial, in_nats=checkpoint.in_nats)
         if checkpoint.step <= self.interval:
             records.write(trial, before=self.conditions | {"loss": checkpoint.first_loss})
-        if checkpoint.late:
-            report_late(trial, checkpoint.late)
+        is_asked = checkpoint.is_finite and wants_ahead(trial, checkpoint.step, checkpoint.n_steps)
+        report_late(trial, checkpoint.late, ahead=checkpoint.judge_ahead() if is_asked else None)
         # the running loss sees a divergence that the few batches of the clean loss may miss
         loss = checkpoint.train_loss if math.isfinite(checkpoint.running_loss) else checkpoint.running_loss
         first, step = checkpoint.first_loss, checkpoint.step

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ww_opt.search import records
-from ww_opt.search.report import check_trial, report, report_late
+from ww_opt.search.report import check_trial, report, report_late, wants_ahead
 from ww_opt.search.space import LayerwiseSpace
 from ww_opt.spectral.scores import named_score
 from ww_opt.training.cohorts import is_cross_entropy, judge_cohort, look_at_first_batch
@@ -203,9 +203,12 @@ class Run:
 
     def _look(self) -> None:
         chosen = named_score(self.score)
-        guard = self.guard if self.guard is not None else self.late is not None
+        guard = self.guard if self.guard is not None else "late" if self.late is not None else False
         train_loss = float(self._running) / self._n_running
         self._running, self._n_running = torch.zeros_like(self._running), 0
+        if self.entry is not None and guard == "late" and wants_ahead(self.trial, self._done, self.n_steps):
+            waiting = self.entry.waiting(self._done)
+            report_late(self.trial, [], ahead=self._judged(waiting, self._done) if len(waiting) else None)
         with undisturbed(self._device), evaluating(self.model, self._optimizer):
             self._value = report(
                 self.trial,

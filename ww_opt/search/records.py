@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 __all__ = [
     "LayerRecord",
     "Look",
+    "as_attribute",
     "begin",
+    "column",
+    "first_and_last",
     "last_look",
     "last_step",
     "layer_records",
+    "look_values",
     "looks",
     "own_attributes",
     "read",
+    "read_all",
     "reason",
     "shapes",
     "write",
@@ -74,7 +79,9 @@ class LayerRecord:
 class Look:
     """One look at a trial: where it stood, what it cost, and what every layer showed.
 
-    ``late_loss`` and ``late_accuracy`` are those of examples that came late, NaN where none has yet.
+    ``late_loss`` and ``late_accuracy`` are those of ``n_late`` examples that came late, NaN where none has yet.
+    ``ahead_loss`` is the late loss of the ``n_ahead`` examples that are still to come, asked at this look; NaN where
+    nobody was. ``direction`` says which way ``score`` is better; empty in records of earlier versions.
     ``value`` is what was reported to Optuna. ``train_loss`` is NaN where none was given. ``n_steps`` is 0 where the
     length of the run is not known. ``seconds`` is the cost of the diagnosis.
     """
@@ -88,6 +95,10 @@ class Look:
     layers: tuple[LayerRecord, ...] = ()
     late_loss: float = math.nan
     late_accuracy: float = math.nan
+    n_late: int = 0
+    ahead_loss: float = math.nan
+    n_ahead: int = 0
+    direction: str = ""
 
 
 def layer_records(rows: Iterable[LayerDiagnostics]) -> tuple[LayerRecord, ...]:
@@ -122,6 +133,26 @@ def read(trial: optuna.trial.FrozenTrial | optuna.Trial, name: str, default: Any
     return default if found is None else found
 
 
+def as_attribute(name: str, value: Any) -> tuple[str, Any]:
+    """Key and JSON value under which :func:`write` keeps a value: for who has a storage and no running trial."""
+    return _PREFIX + name, _to_json(value)
+
+
+def read_all(trial: optuna.trial.FrozenTrial | optuna.Trial, prefix: str) -> list[Any]:
+    """Read back all values whose names begin with ``prefix``, as JSON kept them."""
+    return [value for key, value in own_attributes(trial).items() if key.startswith(_PREFIX + prefix)]
+
+
+def look_values(trial: optuna.trial.FrozenTrial | optuna.Trial) -> dict[int, Mapping[str, Any]]:
+    """All looks by step, rising, as JSON kept them: quicker than :func:`looks`, which reads every layer."""
+    found = {
+        int(key.removeprefix(_LOOK)): value
+        for key, value in own_attributes(trial).items()
+        if key.startswith(_LOOK) and key.removeprefix(_LOOK).isdecimal() and isinstance(value, Mapping)
+    }
+    return dict(sorted(found.items()))
+
+
 def reason(trial: optuna.trial.FrozenTrial | optuna.Trial) -> str:
     """Why the trial was pruned or failed, in words; empty where it was neither."""
     return str(read(trial, "reason", ""))
@@ -129,20 +160,29 @@ def reason(trial: optuna.trial.FrozenTrial | optuna.Trial) -> str:
 
 def looks(trial: optuna.trial.FrozenTrial | optuna.Trial) -> tuple[Look, ...]:
     """Read back all looks at a trial, by step."""
-    found = [_from_json(value) for key, value in own_attributes(trial).items() if key.startswith(_LOOK)]
-    return tuple(sorted(found, key=lambda look: look.step))
+    return tuple(_from_json(value) for value in look_values(trial).values())
+
+
+def first_and_last(trial: optuna.trial.FrozenTrial | optuna.Trial, n_last: int) -> tuple[Look, ...]:
+    """Read back the first look and the last ``n_last``, by step; quicker than :func:`looks`."""
+    values = list(look_values(trial).values())
+    return tuple(map(_from_json, values if len(values) <= n_last else [values[0], *values[-n_last:]]))
+
+
+def column(trial: optuna.trial.FrozenTrial | optuna.Trial, name: str) -> dict[int, Any]:
+    """Read back one field of all looks, by step, rising, without their layers."""
+    return {step: _fitting(Look, value)[name] for step, value in look_values(trial).items()}
 
 
 def last_look(trial: optuna.trial.FrozenTrial | optuna.Trial) -> Look | None:
     """Read back the last look alone, which is quicker than :func:`looks`; ``None`` before the first."""
-    step = last_step(trial)
-    return None if step is None else _from_json(own_attributes(trial)[f"{_LOOK}{step}"])
+    values = look_values(trial)
+    return _from_json(values[max(values)]) if values else None
 
 
 def last_step(trial: optuna.trial.FrozenTrial | optuna.Trial) -> int | None:
     """Return the step of the last look; ``None`` before the first."""
-    steps = (int(key.removeprefix(_LOOK)) for key in own_attributes(trial) if key.startswith(_LOOK))
-    return max(steps, default=None)
+    return max(look_values(trial), default=None)
 
 
 def own_attributes(trial: optuna.trial.FrozenTrial | optuna.Trial) -> dict[str, Any]:
@@ -177,14 +217,13 @@ def _make_own(trial: optuna.Trial) -> None:
         _OWN.add(trial)
 
 
-def shapes(trial: optuna.trial.FrozenTrial | optuna.Trial) -> tuple[tuple[str, int, int], ...] | None:
+def shapes(trial: optuna.trial.FrozenTrial | optuna.Trial) -> tuple[tuple[Any, Any, Any], ...] | None:
     """Name, N and M of every layer at the last look; ``None`` without one. Quicker than :func:`looks`."""
-    attributes = own_attributes(trial)
-    keys = [key for key in attributes if key.startswith(_LOOK)]
-    if not keys:
+    values = look_values(trial)
+    if not values:
         return None
-    last = attributes[max(keys, key=lambda key: int(key.removeprefix(_LOOK)))]
-    return tuple((layer["name"], layer["N"], layer["M"]) for layer in last["layers"])
+    layers = _items(values[max(values)].get("layers"))
+    return tuple((own.get("name"), own.get("N"), own.get("M")) for own in layers if isinstance(own, Mapping))
 
 
 def _to_json(value: Any) -> Any:
@@ -202,22 +241,34 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(value: Mapping[str, Any]) -> Look:
-    own = dict(value)
-    layer_values = own.pop("layers")
-    return Look(
-        **_floats(Look, own),
-        layers=tuple(
-            LayerRecord(**{**_floats(LayerRecord, layer), "findings": tuple(map(current_name, layer["findings"]))})
-            for layer in layer_values
-        ),
-    )
+    layers = tuple(_layer(own) for own in _items(value.get("layers")) if isinstance(own, Mapping))
+    return Look(**{**_fitting(Look, value), "layers": layers})
 
 
-def _floats(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put NaN back where JSON has null; unknown keys of other versions are left out."""
-    known = {item.name: item.type for item in fields(kind)}
-    return {
-        name: math.nan if value is None and known[name] == "float" else value
-        for name, value in values.items()
-        if name in known
-    }
+def _layer(value: Mapping[str, Any]) -> LayerRecord:
+    findings = tuple(current_name(str(own)) for own in _items(value.get("findings")))
+    return LayerRecord(**{**_fitting(LayerRecord, value), "findings": findings})
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+_ABSENT: Mapping[str, Any] = {"float": math.nan, "int": 0, "str": ""}
+
+
+def _fitting(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill the fields from JSON: NaN where it has null; what other versions did not write, or wrote otherwise, absent.
+
+    Unknown keys are left out.
+    """
+    found = {}
+    for item in fields(kind):
+        own, absent = values.get(item.name), _ABSENT.get(str(item.type))
+        if item.type == "str":
+            found[item.name] = own if isinstance(own, str) else absent
+        elif isinstance(own, int | float) and (item.type == "float" or math.isfinite(own)):
+            found[item.name] = int(own) if item.type == "int" else own
+        else:
+            found[item.name] = absent
+    return found

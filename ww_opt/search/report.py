@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import optuna
 import torch
@@ -17,12 +17,13 @@ from optuna.trial import BaseTrial, FixedTrial
 from torch import nn
 
 from ww_opt.search import records
+from ww_opt.search.decisions import FAULT, NOT_FINITE, WRAPPED, Decision, leave_own
 from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.scores import Score, named_score
 from ww_opt.spectral.scores import score as score_of
 from ww_opt.training.judging import Judgement, late_loss
 
-__all__ = ["Losses", "check_trial", "directions", "pruned", "report", "report_late"]
+__all__ = ["Losses", "check_trial", "directions", "pruned", "report", "report_late", "wants_ahead"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -108,6 +109,9 @@ def report(
             late_loss=math.nan if judged_late is None else judged_late,
             late_accuracy=sum(own.n * own.accuracy for own in late) / sum(own.n for own in late) if late else math.nan,
             layers=records.layer_records(diagnosis),
+            n_late=sum(own.n_examples for own in late),
+            **_ahead(trial, step),
+            direction=chosen.unguarded().direction,
         ),
     )
     if not math.isfinite(value):
@@ -126,12 +130,13 @@ def _ask(trial: optuna.Trial, value: float, step: int, *, is_last: bool) -> None
     if is_last or not trial.should_prune():
         return
     pruner = trial.study.pruner
-    explain = getattr(pruner, "explain", None)  # ours has one
+    explain = getattr(pruner, "explain", None)  # ours has one, and has left its decision
     reason = explain(trial.study.get_trials(deepcopy=False)[trial.number]) if explain else ""
-    raise pruned(trial, step, reason or f"{type(pruner).__name__} at step {step}")
+    name = type(pruner).__name__
+    raise pruned(trial, step, reason or f"{name} at step {step}", rule="" if reason else name)
 
 
-def report_late(trial: optuna.Trial, judgements: Sequence[Judgement]) -> None:
+def report_late(trial: optuna.Trial, judgements: Sequence[Judgement], *, ahead: Judgement | None = None) -> None:
     """Remember what examples that came late have said so far; from now on guarded scores of the trial go by it.
 
     For a loop of one's own, with :class:`ww_opt.LateEntry`; :class:`ww_opt.Run` calls it by itself. Call :func:`report`
@@ -140,8 +145,28 @@ def report_late(trial: optuna.Trial, judgements: Sequence[Judgement]) -> None:
     Args:
         trial: the running trial.
         judgements: all of the run so far, each from :func:`ww_opt.judge` on a cohort before it joined.
+        ahead: what all those say who are still to join (:meth:`ww_opt.LateEntry.waiting`), at the step of the next
+            report. It moves no value: :class:`ww_opt.SpectralPruner` compares trials by it, where
+            :func:`wants_ahead` says so.
     """
-    records.write(trial, late=[asdict(own) for own in judgements])
+    if judgements:
+        records.write(trial, late=[asdict(own) for own in judgements])
+    if ahead is not None:
+        records.write(trial, ahead={"step": ahead.step, "n": ahead.n_examples, "loss": late_loss([ahead])})
+
+
+def wants_ahead(trial: optuna.Trial, step: int, n_steps: int) -> bool:
+    """Whether the study's pruner would compare this trial, at ``step``, by what those say who are still to join."""
+    pruner = getattr(getattr(trial, "study", None), "pruner", None)
+    asked = getattr(pruner, "wants_ahead", None)  # ours has one
+    return bool(asked and asked(records.last_step(trial), step, n_steps))
+
+
+def _ahead(trial: optuna.Trial, step: int) -> dict[str, Any]:
+    said = records.read(trial, "ahead") or {}
+    if said.get("step") != step:
+        return {}
+    return {"ahead_loss": math.nan if said["loss"] is None else said["loss"], "n_ahead": said["n"]}
 
 
 def _late(trial: optuna.Trial) -> list[Judgement]:
@@ -154,9 +179,12 @@ def directions(trial: optuna.Trial) -> tuple[str, ...]:
     return () if host is None else tuple(own.name.lower() for own in host.directions)
 
 
-def pruned(trial: optuna.Trial, step: int, reason: str) -> optuna.TrialPruned:
-    """Remember why a trial ends, and return what ends it."""
+def pruned(trial: optuna.Trial, step: int, reason: str, *, rule: str = NOT_FINITE) -> optuna.TrialPruned:
+    """Remember why a trial ends, and return what ends it. ``rule``: by which; empty where that is on record."""
     records.write(trial, reason=reason, steps=step)
+    if rule:
+        half = FAULT if rule == NOT_FINITE else WRAPPED
+        leave_own(trial, Decision(step, rule, half, is_pruned=True, words=reason))
     return optuna.TrialPruned(reason)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial
 
 from ww_opt.search import records
+from ww_opt.search.decisions import RANK, decisions
 from ww_opt.search.ranking import outcome, some
 from ww_opt.training.alarms import alarms as late_alarms
 from ww_opt.training.judging import Judgement
@@ -46,7 +47,10 @@ def about_learning(pick: FrozenTrial) -> list[str]:
 
 
 def about_ends(ended: Sequence[FrozenTrial], *, is_picked: bool = True) -> list[str]:
-    """Say so where most trials failed, diverged, or were pruned before half of their run."""
+    """Say so where most trials failed, diverged, or were pruned before half of their run.
+
+    Those that our pruner ended because others were better count for nothing here: that is what it is for.
+    """
     found = []
     rest = " The pick is the best of the few others." if is_picked else ""
     failed = [trial for trial in ended if outcome(trial) == "failed"]
@@ -61,7 +65,7 @@ def about_ends(ended: Sequence[FrozenTrial], *, is_picked: bool = True) -> list[
             "the learning rate, clip gradients (`clip_norm`), or look for NaN in the data and in the loss."
         )
         return found
-    early = [trial for trial in ended if outcome(trial) == "pruned" and _is_early(trial)]
+    early = [trial for trial in ended if outcome(trial) == "pruned" and _is_early(trial) and not _was_outrun(trial)]
     if 2 * len(early) > len(ended):
         found.append(
             f"{len(early)} of {len(ended)} trials were pruned before half of their run: {some(_numbers(early))}."
@@ -78,6 +82,10 @@ def _is_early(trial: FrozenTrial) -> bool:
     looks = records.looks(trial)
     # one that diverged before its first look has none
     return not looks or 0 < 2 * looks[-1].step < looks[-1].n_steps
+
+
+def _was_outrun(trial: FrozenTrial) -> bool:
+    return any(own.is_pruned and own.half == RANK for own in decisions(trial))
 
 
 def _has_diverged(trial: FrozenTrial) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
@@ -15,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search import records
 from ww_opt.search.coordinates import agree
+from ww_opt.search.decisions import ended_by
 from ww_opt.search.importance import Importance, importance
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.ranking import by_value, is_interrupted, n_settings, ranking
@@ -69,6 +71,7 @@ class Closing:
     ``direction`` says which way the score is better, ``meaning`` what the number is; ``noise`` is its standard
     deviation over seeds, NaN where not known. ``alarms`` must be read before the pick; ``trust`` says how far its
     ranking can be trusted, in sentences; ``mattered`` which settings mattered, ``importance`` the same in numbers.
+    ``ended_by`` says how many trials each rule of the pruner ended, the most first.
     """
 
     n_complete: int
@@ -88,6 +91,7 @@ class Closing:
     noise: float = math.nan
     mattered: tuple[str, ...] = ()
     importance: Importance | None = None
+    ended_by: Mapping[str, int] = field(default_factory=dict)
 
 
 def closing(
@@ -134,6 +138,7 @@ def closing(
         noise=noise,
         mattered=tuple(mattered(found)) if found is not None else (),
         importance=found,
+        ended_by=dict(Counter(rule for trial in of[TrialState.PRUNED] if (rule := ended_by(trial))).most_common()),
     )
 
 

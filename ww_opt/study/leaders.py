@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import optuna
-from optuna.pruners import NopPruner
+from optuna.pruners import BasePruner, NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search.objective import SpectralObjective
@@ -35,17 +35,29 @@ def drawn(objective: SpectralObjective, trial: optuna.Trial) -> SpectralObjectiv
 
 @contextmanager
 def unpruned(trial: optuna.Trial) -> Iterator[None]:
-    """Let a repeat, and the settings that the user came with, run to their end: their values are needed."""
+    """Let a repeat, and the settings that the user came with, run to their end: their values are needed.
+
+    Others are compared with the latter all the same.
+    """
     host = trial.study
     before = host.pruner
     frozen = host.get_trials(deepcopy=False)[trial.number]
     fixed, start = frozen.system_attrs.get("fixed_params", {}), start_of(host)
-    if repeat_of(trial) or (start and start.items() <= fixed.items()):
+    if repeat_of(trial):
         host.pruner = NopPruner()
+    elif start and start.items() <= fixed.items():
+        host.pruner = _Sparing(before)
     try:
         yield
     finally:
         host.pruner = before
+
+
+class _Sparing(NopPruner):
+    """Prunes nothing, and lets be asked what the study's own pruner compares trials by."""
+
+    def __init__(self, own: BasePruner) -> None:
+        self.wants_ahead = getattr(own, "wants_ahead", None)
 
 
 def queue_again(trial: optuna.Trial, parameters: dict[str, object]) -> None:

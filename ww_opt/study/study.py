@@ -63,7 +63,7 @@ class Study:
         n_trials: trials in all, resumed ones included.
         timeout: seconds after which no new trial starts, for one call of :func:`run`; ``None``: no limit.
         sampler: called with a seed; :class:`ww_opt.LayerwiseSampler` by default.
-        pruner: any of Optuna's, or ours.
+        pruner: any of Optuna's; :class:`ww_opt.SpectralPruner` by default.
         seed: of the sampler. It is joined with the number of trials already there, so that a resumed study does not
             draw its first points again.
         keep_weights: ``all`` completed trials, or the ``best`` one alone, where models are large.

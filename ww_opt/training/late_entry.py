@@ -119,6 +119,11 @@ class LateEntry:
         """Return the cohorts that join with ``step``, counted from 0: judge the model on them before that step."""
         return tuple(cohort for cohort, first in zip(self.cohorts, self.steps, strict=True) if first == step)
 
+    def waiting(self, step: int) -> torch.Tensor:
+        """Return those who join with ``step`` or later, int64: nobody has trained on them yet; empty where none."""
+        own = [cohort for cohort, first in zip(self.cohorts, self.steps, strict=True) if first >= step]
+        return torch.cat(own) if own else self.present[:0]
+
     def __len__(self) -> int:
         return self.n_steps
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -16,7 +17,7 @@ from ww_opt.training.cohorts import is_cross_entropy
 from ww_opt.training.divergence import divergence
 from ww_opt.training.first_batch import explained
 from ww_opt.training.judging import Judgement
-from ww_opt.training.late_entry import LateEntry
+from ww_opt.training.late_entry import LateEntry, LateExamples
 from ww_opt.training.loop import Loop, Parts, drawn, drawn_at, endless, entry_of, no_batches, taken
 from ww_opt.training.optimizers import Rates, build_optimizer
 from ww_opt.training.randomness import Streams
@@ -35,6 +36,8 @@ class Checkpoint:
     ``late`` is what :class:`ww_opt.LateExamples` have said so far. ``in_nats``: whether the loss is a cross-entropy.
     ``model`` is the live model, in eval mode; ``seconds`` is the time spent in training since the start, without the
     caller's own time at checkpoints. ``error`` is what the user's code raised because training had diverged.
+    ``judge_ahead()`` asks those late examples that are still to join; it takes a forward pass, returns ``None`` where
+    there are none, and changes nothing, but must be called before the run goes on.
     """
 
     step: int
@@ -47,6 +50,7 @@ class Checkpoint:
     late: tuple[Judgement, ...] = ()
     in_nats: bool = True
     error: str = ""
+    judge_ahead: Callable[[], Judgement | None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def is_finite(self) -> bool:
@@ -134,11 +138,19 @@ def _checkpoints(loop: Loop, n_steps: int, interval_steps: int, n_loss_batches: 
                 raise
         losses = (train_loss, math.nan if error else float(running) / (stop - start), first_loss)
         seconds += time.perf_counter() - started
-        checkpoint = Checkpoint(step, n_steps, model, *losses, seconds, tuple(late), in_nats is not False, error)
+        ahead = partial(_ahead, loop, entry, late_entry, step)
+        checkpoint = Checkpoint(step, n_steps, model, *losses, seconds, tuple(late), in_nats is not False, error, ahead)
         yield checkpoint
         if stop == n_steps or not checkpoint.is_finite:
             return
         streams.restore()
+
+
+def _ahead(loop: Loop, entry: LateEntry | None, late: LateExamples | None, step: int) -> Judgement | None:
+    if entry is None or late is None:
+        return None
+    waiting = entry.waiting(step)
+    return loop.judged(late, waiting, step) if len(waiting) else None
 
 
 def loss_before(
