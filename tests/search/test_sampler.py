@@ -153,3 +153,30 @@ def test_what_is_refused() -> None:
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=LayerwiseSampler(seed=0))
     with pytest.raises(ValueError, match="multi-objective"):
         study.ask({"lr/a": LR})
+
+
+def test_a_proposal_that_another_worker_is_still_writing_is_passed_over() -> None:
+    study = searched(60, 10)
+    space = {f"lr/{number}": LR for number in range(60)}
+    running = study.ask(space)
+    texts = {key: value for key, value in study.trials[-1].system_attrs.items() if key.startswith("ww_opt:proposed:")}
+    assert len(texts) > 1, "60 parameters do not fit into one attribute"
+    half = study.ask()
+    study._storage.set_trial_system_attr(half._trial_id, "ww_opt:proposed:0", texts["ww_opt:proposed:0"])
+    assert study.ask(space).params != running.params
+
+
+def test_pruned_trials_tell_where_not_to_look() -> None:
+    """Values at the rung are on another scale; carried to the end they count as what they may have come to."""
+    study = optuna.create_study(sampler=LayerwiseSampler(seed=0))
+    space = {f"lr/{number}": LR for number in range(4)}
+    for number in range(30):
+        trial = study.ask(space)
+        value = float(np.mean((places(trial, 4) - 0.5) ** 2))
+        trial.report(value + 5.0, 1)
+        if number > 8 and value > 0.02:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, value)
+    later = [float(np.mean((places(trial, 4) - 0.5) ** 2)) for trial in study.trials[-10:]]
+    assert float(np.median(later)) < 0.01

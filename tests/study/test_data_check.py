@@ -74,6 +74,14 @@ def test_a_planted_law_is_foreseen(exponent: float) -> None:
     assert covered >= 40, "nine of ten, but for chance"
 
 
+def test_no_law_goes_below_the_floor() -> None:
+    n = np.repeat([250.0, 350.0, 500.0, 700.0, 1000.0], 2)
+    falling = 0.6 - 0.5 * np.log2(n / 250.0) / 2.0 + 0.01 * np.tile([1.0, -1.0], 5)
+    at = np.array([2000.0, 4000.0, 1e9])
+    assert (law_at(n, falling, at).mean(0) < 0.0).all()
+    assert (law_at(n, falling, at, floor=0.0) > -1e-9).mean() > 0.99
+
+
 def test_of_noise_nothing_is_foreseen() -> None:
     rng = np.random.default_rng(0)
     n = np.repeat([250.0, 350.0, 500.0, 700.0, 1000.0], 2)

@@ -51,8 +51,7 @@ class LayerwiseSampler(BaseSampler):
     :mod:`ww_opt.search.surrogate`. The first trials differ in what all labels share and in nothing else. Parameters of
     other names, numbers or categories, are searched beside them, so that it serves for any single-objective study.
 
-    Trials that were pruned count with the worse of their last value, carried to the end of the run
-    (:mod:`ww_opt.search.carried`), and what is believed of their settings; trials that failed, or whose value is not
+    Trials that were pruned count with what they may have come to (:mod:`ww_opt.search.carried`); trials that failed, or whose value is not
     finite, as a step worse than the worst. Running trials, of other processes too, count with what is believed of them:
     workers do not propose one point twice. Constraints (``trial.set_constraint``) are met with the probability that a
     second process gives. All is read from storage; nothing is remembered between calls.
@@ -189,41 +188,32 @@ class _Known:
 
     def proposal(self, rng: np.random.Generator, *, is_apart: bool) -> tuple[Array, float, float]:
         """The point to try next, the improvement expected of it, and the noise of a value; infinite: not known."""
-        states = np.array([own.state.value for own in self._trials])
-        complete = self._values((TrialState.COMPLETE,))
-        known = np.isfinite(complete)
-        if not known.any():
-            complete = self._values((TrialState.PRUNED,))
-            known = np.isfinite(complete)
-        if known.sum() < 2 or np.ptp(complete[known]) == 0.0:
+        ended = self._values()
+        known = np.isfinite(ended)
+        if known.sum() < 2 or np.ptp(ended[known]) == 0.0:
             shared: Array = self._coordinates.shared(rng.random((1, self._coordinates.n_shared)))
             return np.asarray(shared[0]), math.inf, math.inf
-        values, scale = _standardised(complete[known])
+        values = _standardised(ended[known])[0]
         surrogate = fit_surrogate(self._coordinates, self.points[known], values)
-        filled = np.full(len(self._trials), np.nan)
-        filled[known] = values
-        believed = surrogate.predict(self.points)[0]
-        worst = float(values.max()) + 0.5
-        last = np.array([scale(value) for value in self._values((TrialState.PRUNED,))])
-        for place in np.flatnonzero(~known):
-            if states[place] == TrialState.RUNNING.value:
-                filled[place] = believed[place]
-            elif math.isfinite(last[place]):
-                filled[place] = min(max(believed[place], last[place]), worst)
-            else:
-                filled[place] = worst
         if not known.all():
+            filled = surrogate.predict(self.points)[0]
+            filled[known] = values
+            failed = [own.state.is_finished() and not kept for own, kept in zip(self._trials, known, strict=True)]
+            filled[failed] = float(values.max()) + 0.5
             surrogate = conditioned(self._coordinates, self.points, filled, surrogate.theta)
         found = propose(surrogate, self.points, rng, self._limit(), is_apart=is_apart)
         return found.point, found.expected_improvement, surrogate.noise
 
-    def _values(self, states: Sequence[TrialState]) -> Array:
-        """Values of the trials in these states, lower is better, NaN elsewhere and where they are not finite."""
+    def _values(self) -> Array:
+        """Values at the end of the run, lower is better; NaN of trials that run or failed, or whose value is no number.
+
+        That of a pruned trial is what it may have come to, and no better than the best that did.
+        """
         complete = [own for own in self._trials if own.state is TrialState.COMPLETE and math.isfinite(own.values[0])]
-        found = {own.number: self._sign * own.values[0] for own in complete if own.state in states}
-        if TrialState.PRUNED in states:
-            pruned = [own for own in self._trials if own.state is TrialState.PRUNED]
-            found |= carried(pruned, complete, self._sign)
+        found = {own.number: self._sign * own.values[0] for own in complete}
+        best = min(found.values(), default=-math.inf)
+        pruned = [own for own in self._trials if own.state is TrialState.PRUNED]
+        found |= {number: max(value, best) for number, value in carried(pruned, complete, self._sign).items()}
         return np.array([found.get(own.number, math.nan) for own in self._trials])
 
     def _limit(self) -> tuple[Surrogate, float] | None:
@@ -283,7 +273,11 @@ def _parameters(trial: FrozenTrial) -> dict[str, Any]:
         return trial.params
     parts = [trial.system_attrs.get(f"{_PROPOSED}:{number}") for number in range(len(trial.system_attrs))]
     text = "".join(part for part in parts if part is not None)
-    return {**(json.loads(text) if text else {}), **trial.params}
+    try:
+        proposed = json.loads(text) if text else {}
+    except ValueError:  # another worker is writing it just now
+        proposed = {}
+    return {**proposed, **trial.params}
 
 
 def _share(study: optuna.Study, trial: FrozenTrial, parameters: Mapping[str, Any]) -> None:

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from optuna.trial import FixedTrial
+from scipy.stats import t
 from torch import nn
 
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.training.cohorts import judge_cohort, look_at_first_batch
-from ww_opt.training.judging import Judgement, late_loss
+from ww_opt.training.judging import ACCURACY_SHARE, Judgement, late_loss
 from ww_opt.training.late_entry import LateEntry, LateExamples
 from ww_opt.training.layerwise import apply_dropout, parameter_groups
 from ww_opt.training.randomness import seeded
@@ -120,8 +121,11 @@ def data_check(
         runs = [_run(objective, parameters, (judges, rest), n, seed) for seed in range(n_seeds)]
         sizes.append(Size(n, *zip(*runs, strict=True)))
     counts = np.array([size.n_examples for size in sizes for _ in range(n_seeds)], dtype=float)
-    loss, band, at = _foreseen(counts, np.array([own for size in sizes for own in size.losses]))
-    accuracy, _, _ = _foreseen(counts, np.array([own for size in sizes for own in size.accuracies]))
+    # the least late loss: no cross-entropy, less what full accuracy is worth; other losses have no known one
+    least = -math.inf if late.logits is None else -ACCURACY_SHARE
+    loss, band, at = _foreseen(counts, np.array([own for size in sizes for own in size.losses]), least)
+    error, _, _ = _foreseen(counts, 1.0 - np.array([own for size in sizes for own in size.accuracies]), 0.0)
+    accuracy = Gain(-error.mean, -error.high, -error.low)
     return DataCheck(tuple(sizes), len(judges), loss, accuracy, band, at)
 
 
@@ -194,21 +198,21 @@ def _judged(objective: SpectralObjective, model: nn.Module, late: LateExamples, 
     return judge_cohort(model, seen, judges, objective.n_steps, take, lambda batch: task.loss(model, batch))
 
 
-def _foreseen(n: Array, values: Array) -> tuple[Gain, Array, Array]:
+def _foreseen(n: Array, values: Array, floor: float) -> tuple[Gain, Array, Array]:
     """What twice the largest ``n`` changes, and the law from the smallest to there."""
     at = np.geomspace(n.min(), 2.0 * n.max(), 50)
     finite = np.isfinite(values)
     if len(set(n[finite].tolist())) < 4:
         nothing = np.full((3, len(at)), math.nan)
         return Gain(math.nan, math.nan, math.nan), nothing, at
-    drawn = law_at(n[finite], values[finite], np.append(at, n.max()))
+    drawn = law_at(n[finite], values[finite], np.append(at, n.max()), floor)
     change = drawn[:, -2] - drawn[:, -1]
     low, high = (1.0 - _LEVEL) / 2, (1.0 + _LEVEL) / 2
     gain = Gain(float(change.mean()), float(np.quantile(change, low)), float(np.quantile(change, high)))
     return gain, np.quantile(drawn[:, :-1], [low, 0.5, high], axis=0), at
 
 
-def law_at(n: Array, values: Array, at: Array) -> Array:
+def law_at(n: Array, values: Array, at: Array, floor: float = -math.inf) -> Array:
     """Draw power laws with an offset that the values allow, read off at other numbers of examples.
 
     Exponents stand on a grid, even in ``c``; given one, offset and factor are those of linear regression, with a flat
@@ -218,28 +222,36 @@ def law_at(n: Array, values: Array, at: Array) -> Array:
         n: numbers of examples, shape ``[m]``, m > 3.
         values: shape ``[m]``, finite.
         at: shape ``[k]``.
+        floor: the offset, what endless data would give, is not below it: no error rate is below 0.
 
     Returns:
         Shape ``[4000, k]``, the same for the same arguments.
     """
     rng = np.random.default_rng(0)
-    freedom = len(n) - 2
-    whole = float(n.max())
+    freedom, whole = len(n) - 2, float(n.max())
     fits = []
     for exponent in _EXPONENTS:
-        design = np.stack([np.ones_like(n), (n / whole) ** -exponent], axis=1)
+        slope = (n / whole) ** -exponent
+        design = np.stack([np.ones_like(n), slope], axis=1)
         inverse = np.linalg.inv(design.T @ design)
-        weights = inverse @ design.T @ values
-        squares = max(float(((values - design @ weights) ** 2).sum()), 1e-300)
-        evidence = 0.5 * math.log(np.linalg.det(inverse)) - 0.5 * freedom * math.log(squares)
-        fits.append((evidence, weights, np.linalg.cholesky(inverse), squares))
-    odds = np.array([fit[0] for fit in fits])
-    share = np.exp(odds - odds.max())
-    chosen = rng.choice(len(fits), size=_N_DRAWS, p=share / share.sum())
-    found = np.empty((_N_DRAWS, len(at)))
-    for place, fit in enumerate(chosen):
-        _, weights, root, squares = fits[fit]
-        sd = math.sqrt(squares / rng.chisquare(freedom))
-        offset, factor = weights + sd * root @ rng.normal(size=2)
-        found[place] = offset + factor * (at / whole) ** -_EXPONENTS[fit]
-    return found
+        best = inverse @ design.T @ values
+        squares = max(float(((values - design @ best) ** 2).sum()), 1e-300)
+        offset = t(freedom, best[0], math.sqrt(inverse[0, 0] * squares / freedom))
+        odds = 0.5 * math.log(np.linalg.det(inverse)) - 0.5 * freedom * math.log(squares) + offset.logsf(floor)
+        fits.append((odds, exponent, slope, offset))
+    weights = np.array([fit[0] for fit in fits])
+    share = np.exp(weights - weights.max())
+    counts = rng.multinomial(_N_DRAWS, share / share.sum())
+    found = []
+    for (_, exponent, slope, offset), count in zip(fits, counts, strict=True):
+        if not count:
+            continue
+        # the offset first, cut at its floor, then the variance and the factor that go with it
+        offsets = offset.isf(rng.uniform(size=count) * offset.sf(floor))
+        rest = values - offsets[:, None]
+        factors = rest @ slope / (slope @ slope)
+        squares = ((rest - factors[:, None] * slope) ** 2).sum(1)
+        sd = np.sqrt(squares / rng.chisquare(freedom + 1, size=count))
+        factors += sd / math.sqrt(slope @ slope) * rng.normal(size=count)
+        found.append(offsets[:, None] + factors[:, None] * (at / whole) ** -exponent)
+    return np.concatenate(found)

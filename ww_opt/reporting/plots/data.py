@@ -28,7 +28,7 @@ def data_figure(found: DataCheck, answer: str) -> Figure:
     figure = blank_figure(answer, 4.4)
     left, right = figure.subplots(1, 2, width_ratios=[1.6, 1.0])
     _losses(titled(left, "Late loss, lower is better: each training, and the law with its 90 % interval"), found)
-    _alphas(titled(right, "Alpha of the hidden layers: mean, and spread over layers"), found)
+    _alphas(titled(right, "Alpha of hidden layers: mean, spread"), found)
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xlabel("training examples")
@@ -50,7 +50,7 @@ def _losses(axes: Axes, found: DataCheck) -> None:
         axes.plot(found.band_at, middle, color=Colour.BLUE)
         axes.axvline(found.sizes[-1].n_examples, color=Colour.FAINT, linewidth=1, zorder=0)
         note(axes, (found.sizes[-1].n_examples, float(high.max())), "all you have", (-4, -4), ha="right")
-        note(axes, (found.band_at[-1], float(middle[-1])), "twice", (-4, 10), ha="right")
+        note(axes, (found.band_at[-1], float(middle[-1])), "twice", (0, 12), ha="right")
     axes.plot(*zip(*points, strict=True), "o", color=Colour.INK, markersize=5)
 
 
