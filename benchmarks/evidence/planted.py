@@ -13,7 +13,7 @@ from benchmarks.evidence.kept import Record
 from benchmarks.evidence.tapes import Tape, planted
 from ww_opt.search.faults import DEFAULT_FAULTS, FAULTS, N_LAST, WARM, fatal, lasting
 from ww_opt.search.records import LayerRecord, Look
-from ww_opt.search.rungs import Ranks
+from ww_opt.search.rungs import LATE, Ranks
 
 __all__ = ["COSTLY", "DUE", "Found", "fault_of", "found", "looks", "report"]
 
@@ -100,7 +100,7 @@ def _by_rank(run: Record, tape: Tape, ranks: Ranks) -> float:
         percent = round(100 * fraction)
         said = run["looks"][percent // 5].get("ahead3", [None])[0]
         others = tape.ahead()[percent]
-        if said is None or np.mean(others < said) >= ranks.share:
+        if said is None or np.mean(others < said) >= ranks.share_at(LATE, fraction):
             return float(percent)
     return math.nan
 

@@ -27,7 +27,7 @@ from benchmarks.evidence.replay import (
     outcome,
 )
 from benchmarks.evidence.tapes import Tape, tapes
-from ww_opt.search.rungs import Ranks
+from ww_opt.search.rungs import LATE, WEIGHTS, Ranks
 
 __all__ = ["GRID", "POLICIES", "TRENDS", "draw", "judged", "left_out", "ours", "report"]
 
@@ -48,14 +48,14 @@ _JUDGES: Mapping[str, Values] = {
 }
 
 
-def ours(judge: str, ranks: Ranks | None = None, share: float | None = None) -> Policy:
+def ours(judge: str, ranks: Ranks | None = None) -> Policy:
     """Return the ranks of :class:`ww_opt.SpectralPruner`, by one judge."""
     own = ranks or Ranks()
-    kept = share or (own.weights_share if judge == "weights" else own.share)
+    rule = WEIGHTS if judge == "weights" else LATE
 
     def policy(tape: Tape, drawn: Index) -> Array:
         values = _JUDGES[judge](tape)
-        rungs = [Rung(100 * one, values[round(100 * one)], kept) for one in own.fractions]
+        rungs = [Rung(100 * one, values[round(100 * one)], own.share_at(rule, one)) for one in own.fractions]
         return halving(rungs, drawn, own.n_startup_trials)
 
     return policy
@@ -93,6 +93,12 @@ GRID: Mapping[str, Policy] = {
     f"{first} and {second} %, {share:.2f}": ours("late", Ranks(fractions=(first / 100, second / 100), share=share))
     for first, second in ((10, 30), (10, 40), (20, 40), (20, 50), (25, 50), (30, 50))
     for share in (0.5, 0.4, 1 / 3, 0.3, 0.25, 0.2)
+} | {
+    f"{first} and {second} %, a half then {share:.2f}": ours(
+        "late", Ranks(fractions=(first / 100, second / 100), share=(0.5, share))
+    )
+    for first, second in ((10, 40), (20, 40), (20, 50), (25, 50))
+    for share in (0.4, 1 / 3, 0.25, 0.2)
 }
 """Settings among which rungs and share are chosen, each on the tasks that are not judged."""
 

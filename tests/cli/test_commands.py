@@ -134,7 +134,7 @@ class TestHelp:
             "    slow = {'torch', 'optuna', 'mlflow', 'numpy', 'scipy', 'pandas', 'matplotlib', 'tqdm'}\n"
             "    print('loaded', sorted(slow & set(sys.modules)))"
         )
-        for arguments in (["--help"], ["run", "--help"], ["analyze", "--help"], ["judge", "--help"], ["data-check", "-h"], ["--version"]):
+        for arguments in (["--help"], *([own, "--help"] for own in cli.cli.commands), ["--version"]):
             run = subprocess.run(
                 [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
             )
@@ -417,6 +417,21 @@ def started(folder: Path, *options: str) -> subprocess.Popen[str]:
     while process.poll() is None and not (folder / "reached").exists():
         time.sleep(0.05)
     return process
+
+
+class TestCarryOver:
+    def test_leaders_of_an_earlier_study_come_first(self, ww: Runner) -> None:
+        assert ww("run", TINY, "--study-name", "small", "--n-trials", 2, "--no-mlflow").code == 0
+        command = ("run", TINY, "--carry-over", "small", "--n-trials", 2, "--no-mlflow")
+        answer = ww(*command)
+        assert answer.code == 0
+        assert "2 leaders of study 'small' will be tried first" in answer.err
+        best = min(ww.host("small").trials, key=lambda trial: trial.value)
+        assert ww.host().trials[0].params == pytest.approx(best.params)
+        assert "will be tried first" not in ww(*command).err, "the same command goes on"
+
+    def test_one_that_is_not_there_is_refused(self, ww: Runner) -> None:
+        TestBadInput.check(ww("run", TINY, "--carry-over", "small", "--no-mlflow"), "there is no 'small'")
 
 
 class TestJudge:

@@ -38,7 +38,7 @@ def data_check(study_file: str, storage: str | None, study_name: str | None, n_s
 
     study, place = study_and_place(study_file, storage, study_name, directory)
     announce = partial(click.echo, err=True)
-    parameters, whose = _settings(study, stored(study, place))
+    parameters, whose = _settings(study, stored(study.name, place))
     announce(f"Settings: {whose}")
     found = check(study.objective, parameters, n_seeds=n_seeds, announce=announce)
     click.echo(f"\n{data_text(found)}\n")

@@ -44,7 +44,7 @@ def judge(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study, place = study_and_place(study_file, storage, study_name, directory)
-    if (host := stored(study, place)) is None:
+    if (host := stored(study.name, place)) is None:
         raise ValueError(
             f"A study must have been run before it is judged, but there is no {study.name!r} in {place}: "
             "`ww-opt run` it first, or name another --directory, --storage or --study-name."

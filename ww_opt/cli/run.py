@@ -15,6 +15,7 @@ import click
 
 from ww_opt.cli.ending import close, draw, finish
 from ww_opt.cli.exit_codes import FAILED, INTERRUPTED
+from ww_opt.cli.stored import stored
 
 if TYPE_CHECKING:
     import optuna
@@ -55,6 +56,12 @@ __all__ = ["run"]
     help="Where a stored study was run in other bounds: refuse, or go on with the new ones. Default: the study's own.",
 )
 @click.option(
+    "--carry-over",
+    metavar="NAME",
+    help="Earlier study in the same storage, of another width or depth or other bounds: what its three leaders have "
+    "in common over the layers is tried after the present configuration. A study that goes on passes it over.",
+)
+@click.option(
     "--tracking-uri", help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else sqlite in --directory."
 )
 @click.option("--experiment", default="ww_opt", show_default=True, help="MLflow experiment; made where there is none.")
@@ -79,6 +86,8 @@ def run(study_file: str, **options: Any) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     study, job, tracker = _prepared(study_file, options)
     host = open_study(study, job.storage)
+    if options["carry_over"] is not None:
+        _carry_over(study, host, job.storage, options["carry_over"])
     go_on = command_line("ww-opt", *sys.argv[1:])
     try:
         _run(study, host, job, options["workers"], tracker)
@@ -117,6 +126,20 @@ def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLf
     tracker = None if options["no_mlflow"] else _tracker(options, directory)
     directory.mkdir(parents=True, exist_ok=True)
     return study, replace(job, directory=directory / study.name), tracker
+
+
+def _carry_over(study: Study, host: optuna.Study, storage: str, name: str) -> None:
+    from ww_opt.study.beginning import lay_earlier
+
+    earlier = stored(name, storage)
+    if earlier is None:
+        raise ValueError(
+            f"--carry-over must name a study that was run, but there is no {name!r} in {storage}: run it there first, "
+            "or leave the option out."
+        )
+    if n := lay_earlier(host, study.objective, earlier):
+        many = "The leader" if n == 1 else f"{n} leaders"
+        click.echo(f"{many} of study {name!r} will be tried first, carried over to this space.", err=True)
 
 
 def _tracker(options: dict[str, Any], directory: Path) -> MLflowCallback:

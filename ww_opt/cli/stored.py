@@ -22,8 +22,8 @@ def study_and_place(study_file: str, storage: str | None, study_name: str | None
     return Job(study_file, place, directory, changes).study(), place
 
 
-def stored(study: Study, storage: str) -> optuna.Study | None:
-    """Load the records of a study; ``None``, and nothing made, where there are none."""
+def stored(name: str, storage: str) -> optuna.Study | None:
+    """Load the records of a study by its name; ``None``, and nothing made, where there are none."""
     import optuna
 
     from ww_opt.study.first_use import database_file
@@ -33,6 +33,6 @@ def stored(study: Study, storage: str) -> optuna.Study | None:
     if file is not None and not file.is_file():
         return None
     opened = open_storage(storage)
-    if opened is None or study.name not in reading(storage, lambda: optuna.get_all_study_names(opened)):
+    if opened is None or name not in reading(storage, lambda: optuna.get_all_study_names(opened)):
         return None
-    return optuna.load_study(study_name=study.name, storage=opened)
+    return optuna.load_study(study_name=name, storage=opened)

@@ -31,7 +31,7 @@ class Ranks:
 
     Args:
         fractions: of the run at which there is a rung, in (0, 1), rising; the first look from there on is compared.
-        share: of the trials at a rung that go on where late examples judge.
+        share: of the trials at a rung that go on where late examples judge; one for all rungs, or one for each.
         weights_share: the same where the weights alone judge.
         n_startup_trials: trials to compare with, without which nothing is pruned.
         n_examples: least number of late examples whose word counts; with fewer the weights judge.
@@ -41,8 +41,8 @@ class Ranks:
     """
 
     fractions: tuple[float, ...] = (0.2, 0.5)
-    share: float = 1 / 5
-    weights_share: float = 1 / 3
+    share: float | tuple[float, ...] = 1 / 3
+    weights_share: float | tuple[float, ...] = 1 / 3
     n_startup_trials: int = 4
     n_examples: int = 20
 
@@ -51,11 +51,24 @@ class Ranks:
         if not own or own != sorted(set(own)) or not all(0.0 < one < 1.0 for one in own):
             raise ValueError(f"`fractions` must lie in (0, 1) and rise, but got fractions={self.fractions}.")
         for name in ("share", "weights_share"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise ValueError(f"`0 < {name} <= 1` must hold, but got {name}={getattr(self, name)}.")
+            shares = getattr(self, name)
+            each = shares if isinstance(shares, tuple) else (shares,) * len(own)
+            if len(each) != len(own) or not all(0.0 < one <= 1.0 for one in each):
+                raise ValueError(
+                    f"`0 < {name} <= 1` must hold, for one share or as many as fractions={self.fractions}, but got "
+                    f"{name}={shares}."
+                )
         for name in ("n_startup_trials", "n_examples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name} >= 1` must hold, but got {name}={getattr(self, name)}.")
+
+    def share_at(self, judge: str, fraction: float) -> float:
+        """Share of the trials that go on at the last rung up to a fraction of the run."""
+        shares = self.share if judge == LATE else self.weights_share
+        if not isinstance(shares, tuple):
+            return shares
+        passed = sum(rung <= fraction + _EPSILON for rung in self.fractions)
+        return shares[max(passed, 1) - 1]
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,7 @@ def compare(own: Standing, others: Sequence[Standing], ranks: Ranks, rules: Iter
         if judge[0] not in rules:
             continue
         heard = {one.number: one.values[judge] for one in near if judge in one.values}
-        n_kept = math.ceil((ranks.share if judge[0] == LATE else ranks.weights_share) * (len(heard) + 1) - _EPSILON)
+        n_kept = math.ceil(ranks.share_at(judge[0], own.fraction) * (len(heard) + 1) - _EPSILON)
         is_enough = len(heard) >= ranks.n_startup_trials
         # of a share of 1 everybody goes on
         threshold = sorted([*heard.values(), math.inf])[n_kept - 1] if is_enough else math.nan

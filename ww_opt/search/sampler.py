@@ -51,10 +51,10 @@ class LayerwiseSampler(BaseSampler):
     :mod:`ww_opt.search.surrogate`. The first trials differ in what all labels share and in nothing else. Parameters of
     other names, numbers or categories, are searched beside them, so that it serves for any single-objective study.
 
-    Trials that were pruned count with what they may have come to (:mod:`ww_opt.search.carried`); trials that failed, or whose value is not
-    finite, as a step worse than the worst. Running trials, of other processes too, count with what is believed of them:
-    workers do not propose one point twice. Constraints (``trial.set_constraint``) are met with the probability that a
-    second process gives. All is read from storage; nothing is remembered between calls.
+    Trials that were pruned count with what they may have come to (:mod:`ww_opt.search.carried`); trials that failed, or
+    whose value is not finite, as a step worse than the worst. Running trials, of other processes too, count with what
+    is believed of them: workers do not propose one point twice. Constraints (``trial.set_constraint``) are met with the
+    probability that a second process gives. All is read from storage; nothing is remembered between calls.
 
     It is the default of :class:`ww_opt.Study`. On a synthetic target with a trend over 150 labels it comes within the
     labels' own spread in 40 to 70 trials; what its picks are worth on real tasks stands in ``docs/searches.md``.
