@@ -3,11 +3,10 @@
 from functools import partial
 
 from optuna.distributions import FloatDistribution
-from optuna.pruners import MedianPruner
 from torch.optim import AdamW
 
 from objectives import mnist1d_cnn
-from ww_opt import LayerwiseSpace, SpectralObjective, SpectralPruner, Study
+from ww_opt import LayerwiseSpace, SpectralObjective, Study
 
 N_STEPS = 400
 
@@ -25,6 +24,4 @@ STUDY = Study(
         guard="late",
     ),
     n_trials=40,
-    # the spectra decide first; then the worse half at the same step, once half of the run is over
-    pruner=SpectralPruner(MedianPruner(n_startup_trials=5, n_warmup_steps=N_STEPS // 2)),
 )

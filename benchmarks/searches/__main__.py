@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from statistics import median
 
 from benchmarks.evidence.kept import DATA
-from benchmarks.searches.kept import SEARCH_CASES, SEEDS, as_line, read_searches, run_searches
+from benchmarks.searches.kept import SEARCH_CASES, SEEDS, UNTUNED, as_line, read_searches, run_searches
 from benchmarks.searches.methods import METHODS, OURS
 from benchmarks.searches.rows import rows_table
-from benchmarks.searches.tables import lines
+from benchmarks.searches.tables import judges, lines, trials_needed
 
 
 def main() -> None:
@@ -25,7 +26,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=DATA)
     options = parser.parse_args()
     if options.what == "judge":
-        print("\n".join(lines(read_searches(options.folder), OURS)))
+        records = read_searches(options.folder)
+        print("\n".join([*lines(records, OURS), "", *judges(records, OURS), ""]))
+        for rival in sorted({own["method"] for own in records} - {OURS, UNTUNED}):
+            if ", by " not in rival:
+                needed = sorted(trials_needed(records, rival, OURS))
+                print(f"Runs until the leader has what {rival} ends with: {needed}, median {median(needed):g}")
         return
     if options.what == "rows":
         for line in rows_table():

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.evidence.kept import Record
 from benchmarks.searches.kept import UNTUNED
 
-__all__ = ["Table", "accuracies", "lines", "trials_needed"]
+__all__ = ["Table", "accuracies", "judges", "lines", "trials_needed"]
 
 Key: TypeAlias = tuple[str, int]
 Table: TypeAlias = Mapping[str, Mapping[Key, float]]
@@ -56,9 +56,24 @@ def _leading(record: Record) -> list[float]:
     return found
 
 
+def judges(records: Sequence[Record], ours: str) -> list[str]:
+    """A Markdown table of one method by what it goes by: what each loses beside the same search on the test set."""
+    prefix = f"{ours}, by "
+    chosen = [own for own in records if own["method"] == ours or own["method"].startswith(prefix)]
+    table = {
+        "latecomers" if name == ours else name.removeprefix(prefix): own for name, own in accuracies(chosen).items()
+    }
+    full = sorted(set.intersection(*(set(own) for own in table.values())))
+    rows = ["| searched by | mean | points lost beside the search on the test set |", "|---|---|---|"]
+    for name, own in sorted(table.items(), key=lambda item: -statistics.fmean(item[1][key] for key in full)):
+        lost = np.array([table["test set"][key] - own[key] for key in full])
+        rows.append(f"| {name} | {statistics.fmean(own[key] for key in full):.1f} | {_interval(lost)} |")
+    return [f"{len(full)} searches each:", "", *rows]
+
+
 def lines(records: Sequence[Record], method: str) -> list[str]:
-    """A Markdown table over the searches that all methods have, the best mean first."""
-    table = accuracies(records)
+    """A Markdown table over the searches that all methods have, the best mean first; all by latecomers."""
+    table = accuracies(own for own in records if ", by " not in own["method"])
     full = set.intersection(*(set(own) for own in table.values()))
     cases = list(dict.fromkeys(case for case, _ in sorted(full)))
     means = {name: statistics.fmean(own[key] for key in full) for name, own in table.items()}

@@ -12,7 +12,7 @@ from optuna.trial import FixedTrial
 from benchmarks.evidence.tasks import CASES
 from benchmarks.searches.engine import Answer, Env, Request, Search, lockstep
 from benchmarks.searches.kept import UNTUNED, read_searches
-from benchmarks.searches.tables import accuracies, lines, trials_needed
+from benchmarks.searches.tables import accuracies, judges, lines, trials_needed
 from ww_opt import SpectralObjective
 
 CASE = replace(next(case for case in CASES if case.name == "digits_adamw_40"), n_steps=40)
@@ -86,6 +86,20 @@ def test_only_searches_that_all_methods_ran_are_compared() -> None:
     assert table[0] == "| | a | mean | ours beside it | below what the user came with |"
     assert [row.split(" | ")[0] for row in table[2:]] == ["| ours", "| untuned", "| theirs"]
     assert "| theirs | 60.0 | 60.0 | +20.0 [+20.0, +20.0] | 1 of 1 |" in table
+
+
+def test_what_a_search_goes_by_is_set_beside_the_search_on_the_test_set() -> None:
+    records = [
+        _record("a", 0, "ours", 0.8), _record("a", 0, "ours, by test set", 0.85),
+        _record("a", 0, "ours, by split", 0.6), _record("b", 0, "ours", 0.1), _record("a", 0, "theirs", 0.9),
+    ]  # fmt: skip
+    rows = judges(records, "ours")
+    assert rows[0] == "1 searches each:"
+    assert rows[4:] == [
+        "| test set | 85.0 |  |", "| latecomers | 80.0 | +5.0 [+5.0, +5.0] |",
+        "| split | 60.0 | +25.0 [+25.0, +25.0] |",
+    ]  # fmt: skip
+    assert not any(", by" in row for row in lines([*records, _record("a", 0, UNTUNED, 0.5)], "ours"))
 
 
 def test_trials_needed_go_by_the_sealed_accuracy_of_the_leader() -> None:

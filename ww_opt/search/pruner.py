@@ -43,7 +43,7 @@ class SpectralPruner(BasePruner):
     by the spectral score. The better share goes on. Repeats, failed trials and those of another architecture or
     optimizer are not compared; pruned ones that reached the rung are. A number that is not finite is the last. Needs
     ``n_steps`` in :func:`ww_opt.report`; where it is missing nothing is ranked, and that is said once. On ten kept
-    tasks (``docs/pruning.md``) ``late`` saves 65 % of the steps and costs the pick 0.3 points.
+    tasks (``docs/pruning.md``) ``late`` saves 57 % of the steps and costs the pick 0.1 points.
 
     Each decision is on record with the trial, see :func:`ww_opt.decisions`. All is read from storage, so that workers
     agree and a study can go on; what is remembered between calls is what finished trials said.
