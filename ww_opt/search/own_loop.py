@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
@@ -13,9 +14,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ww_opt.search import records
+from ww_opt.search.look_costs import cadence_of, counted
 from ww_opt.search.report import check_trial, report, report_late
 from ww_opt.search.space import LayerwiseSpace
 from ww_opt.spectral.scores import named_score
+from ww_opt.training.cadence import Cadence
 from ww_opt.training.cohorts import is_cross_entropy, judge_cohort, look_at_first_batch
 from ww_opt.training.judging import Judgement
 from ww_opt.training.late_entry import LateEntry, LateExamples
@@ -58,12 +61,14 @@ class Run:
         n_steps: optimizer steps of the run.
         space: what is searched, per layer. ``None``: nothing is suggested here.
         late: the training examples by number, of which some join late and judge the model. ``None``: no late entry.
-        interval_steps: steps between looks; a tenth of the run by default.
+        interval_steps: steps between looks. ``None``: as ``look_budget`` allows, see
+            :class:`ww_opt.SpectralObjective`; what the loop does between steps counts as training.
         score: a key of ``SCORES``, or ``"alpha:3.5"``, the alpha that it aims at.
         guard: as in :class:`ww_opt.SpectralObjective`; by default ``"late"`` with ``late``, else ``False``.
         first_loss: training loss before the first step. By default it is taken: with ``late`` in eval mode over eight
             batches, else from the first step.
         loss: ``loss(model, batch)``, a scalar; only needed where ``late`` has no ``logits``.
+        look_budget: share of the training time that looks may take where ``interval_steps`` is ``None``.
 
     Attributes:
         groups: parameter groups for an optimizer; without a space, one of all trainable parameters.
@@ -86,6 +91,7 @@ class Run:
     guard: bool | Literal["late"] | None = None
     first_loss: float | None = None
     loss: Callable[[nn.Module, Any], torch.Tensor] | None = None
+    look_budget: float = 0.05
     groups: list[dict[str, Any]] = field(init=False, repr=False)
     entry: LateEntry | None = field(init=False, default=None, repr=False)
 
@@ -113,6 +119,10 @@ class Run:
                 losses = self._judged(some, 0).losses
                 self.first_loss = losses[_UNSHARPENED if len(losses) > 1 else 0]
             self._judge_joining()
+        joining = () if self.entry is None else self.entry.steps
+        self._cadence = cadence_of(self.trial, self.n_steps, self.interval_steps, self.look_budget, joining)
+        self._may_look = frozenset(self._cadence.steps)
+        self._started = time.perf_counter()
 
     def optimizer(self, build: Callable[..., Optimizer]) -> Optimizer:
         """Build the optimizer on ``groups``, with every setting of the space translated or refused.
@@ -180,9 +190,12 @@ class Run:
                 records.write(self.trial, in_nats=is_cross_entropy(loss))
             if self.first_loss is None and math.isfinite(float(own)):
                 self.first_loss = float(own)
-        if self._done % self._interval == 0 or self._done == self.n_steps:
-            self._look()
         self._judge_joining()
+        # between looks the loss alone is asked whether training has diverged
+        if self._done in self._may_look and (
+            self._cadence.is_due(self._done) or not math.isfinite(float(self._running))
+        ):
+            self._look()
 
     def value(self) -> float:
         """Return what the trial is worth: the last reported value, for the objective to return.
@@ -197,16 +210,17 @@ class Run:
             )
         return self._value
 
-    @property
-    def _interval(self) -> int:
-        return max(self.n_steps // 10, 1) if self.interval_steps is None else self.interval_steps
-
     def _look(self) -> None:
         chosen = named_score(self.score)
         guard = self.guard if self.guard is not None else self.late is not None
         train_loss = float(self._running) / self._n_running
         self._running, self._n_running = torch.zeros_like(self._running), 0
-        with undisturbed(self._device), evaluating(self.model, self._optimizer):
+        training = time.perf_counter() - self._started - self._cadence.looking
+        with (
+            counted(self.trial, self._cadence, training=training, step=self._done),
+            undisturbed(self._device),
+            evaluating(self.model, self._optimizer),
+        ):
             self._value = report(
                 self.trial,
                 self.model,
@@ -259,11 +273,7 @@ def _check(run: Run) -> None:
         value = getattr(run, name)
         if (not isinstance(value, int) or isinstance(value, bool)) and not (name == "interval_steps" and value is None):
             raise TypeError(f"`{name}` must be a whole number, but got {name}={value!r}.")
-    interval = max(run.n_steps // 10, 1) if run.interval_steps is None else run.interval_steps
-    if not 1 <= interval <= run.n_steps:
-        raise ValueError(
-            f"`1 <= interval_steps <= n_steps` must hold, but got interval_steps={interval}, n_steps={run.n_steps}."
-        )
+    Cadence(run.n_steps, run.interval_steps, run.look_budget)
     named_score(run.score)
     if run.guard not in (None, False, True, "late"):
         raise ValueError(f"`guard` must be False, True or 'late', but got {run.guard!r}.")

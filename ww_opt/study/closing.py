@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ww_opt.search import records
 from ww_opt.search.coordinates import agree
 from ww_opt.search.importance import Importance, importance
+from ww_opt.search.look_costs import look_share
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.ranking import by_value, is_interrupted, n_settings, ranking
 from ww_opt.search.records import Look
@@ -66,9 +67,10 @@ class Closing:
     ``saved`` is the share of training steps that pruning saved, of those that completed and pruned trials would have
     run. ``reasons`` are those of the pruned and failed trials, ``failures`` of the failed ones alone. Trials that the
     user interrupted count in ``n_interrupted`` alone. ``n_settings`` are the distinct settings that completed.
-    ``direction`` says which way the score is better, ``meaning`` what the number is; ``noise`` is its standard
-    deviation over seeds, NaN where not known. ``alarms`` must be read before the pick; ``trust`` says how far its
-    ranking can be trusted, in sentences; ``mattered`` which settings mattered, ``importance`` the same in numbers.
+    ``look_share`` is what looks took of the training time, NaN where not known. ``direction`` says which way the score
+    is better, ``meaning`` what the number is; ``noise`` is its standard deviation over seeds, NaN where not known.
+    ``alarms`` must be read before the pick; ``trust`` says how far its ranking can be trusted, in sentences;
+    ``mattered`` which settings mattered, ``importance`` the same in numbers.
     """
 
     n_complete: int
@@ -88,6 +90,7 @@ class Closing:
     noise: float = math.nan
     mattered: tuple[str, ...] = ()
     importance: Importance | None = None
+    look_share: float = math.nan
 
 
 def closing(
@@ -134,6 +137,7 @@ def closing(
         noise=noise,
         mattered=tuple(mattered(found)) if found is not None else (),
         importance=found,
+        look_share=look_share(trials),
     )
 
 
