@@ -158,10 +158,10 @@ class SpectralObjective:
     def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, score: Score) -> float:
         if checkpoint.error:
             raise pruned(trial, checkpoint.step, f"training diverged by step {checkpoint.step}: it {checkpoint.error}")
-        records.write(trial, in_nats=checkpoint.in_nats)
         if checkpoint.is_first:
+            records.write(trial, in_nats=checkpoint.in_nats)
             records.write(trial, before=self.conditions | {"loss": checkpoint.first_loss})
-        if checkpoint.late:
+        if checkpoint.has_new_late:
             report_late(trial, checkpoint.late)
         # the running loss sees a divergence that the few batches of the clean loss may miss
         loss = checkpoint.train_loss if math.isfinite(checkpoint.running_loss) else checkpoint.running_loss

@@ -43,6 +43,7 @@ _PREFIX = "ww_opt:"
 _LOOK = f"{_PREFIX}look:"
 _TRIAL = f"{_PREFIX}of_trial"
 _ENDED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+Attributes = dict[str, Any]
 _OWN: WeakSet[optuna.Trial] = WeakSet()  # reading all attributes before each record would take its time
 
 
@@ -116,9 +117,12 @@ def write_look(trial: optuna.Trial, look: Look) -> None:
     trial.set_user_attr(f"{_LOOK}{look.step}", _to_json(asdict(look)))
 
 
-def read(trial: optuna.trial.FrozenTrial | optuna.Trial, name: str, default: Any = None) -> Any:
-    """Read back a value written by :func:`write`; ``default`` where there is none, or it was no number."""
-    found = own_attributes(trial).get(_PREFIX + name)
+def read(trial: optuna.trial.FrozenTrial | optuna.Trial | Attributes, name: str, default: Any = None) -> Any:
+    """Read back a value written by :func:`write`; ``default`` where there is none, or it was no number.
+
+    Optuna copies all attributes of a running trial at each call: whoever reads several gives :func:`own_attributes`.
+    """
+    found = (trial if isinstance(trial, dict) else own_attributes(trial)).get(_PREFIX + name)
     return default if found is None else found
 
 
@@ -139,13 +143,14 @@ def last_look(trial: optuna.trial.FrozenTrial | optuna.Trial) -> Look | None:
     return None if step is None else _from_json(own_attributes(trial)[f"{_LOOK}{step}"])
 
 
-def last_step(trial: optuna.trial.FrozenTrial | optuna.Trial) -> int | None:
+def last_step(trial: optuna.trial.FrozenTrial | optuna.Trial | Attributes) -> int | None:
     """Return the step of the last look; ``None`` before the first."""
-    steps = (int(key.removeprefix(_LOOK)) for key in own_attributes(trial) if key.startswith(_LOOK))
+    found = trial if isinstance(trial, dict) else own_attributes(trial)
+    steps = (int(key.removeprefix(_LOOK)) for key in found if key.startswith(_LOOK))
     return max(steps, default=None)
 
 
-def own_attributes(trial: optuna.trial.FrozenTrial | optuna.Trial) -> dict[str, Any]:
+def own_attributes(trial: optuna.trial.FrozenTrial | optuna.Trial) -> Attributes:
     """The user attributes of this trial itself: without records that were copied from another one before it ran."""
     attributes = {key: value for key, value in trial.user_attrs.items() if value is not None}
     is_own = attributes.get(_TRIAL, trial.number) == trial.number

@@ -72,25 +72,25 @@ def report(
     """
     chosen = named_score(score)
     check_trial(trial)
-    step, n_steps = _checked_steps(trial, step, n_steps)
-    train_loss = _checked_losses(trial, losses)
+    known = records.own_attributes(trial)
+    step, n_steps = _checked_steps(known, step, n_steps)
+    train_loss, first_loss = _checked_losses(trial, known, losses)
     if train_loss is not None and not math.isfinite(train_loss):
         raise pruned(trial, step, f"the training loss became {train_loss} at step {step}: training diverged")
     started = time.perf_counter()
     diagnosis = diagnose(model)
-    first_loss = records.read(trial, "first_loss")
-    late = _late(trial)
+    late = [Judgement.from_record(own) for own in records.read(known, "late", ())]
     judged_late = late_loss(late) if late else None
     # late examples judge networks that are too narrow for spectra as well; the training loss alone is no judge, but
     # what is trained once more is not judged
-    is_judge = records.read(trial, "guard", "late") == "late" or isinstance(trial, FixedTrial)
+    is_judge = records.read(known, "guard", "late") == "late" or isinstance(trial, FixedTrial)
     needs_spectra = not (chosen.is_guarded and is_judge)
     raw = score_of(diagnosis, chosen.unguarded()) if needs_spectra else chosen.unguarded()(diagnosis)
     value = raw
     if chosen.is_guarded:
         if first_loss is None:
             _tell_of_first_loss()
-        in_nats = None if late else bool(records.read(trial, "in_nats", True))  # a late loss knows
+        in_nats = None if late else bool(records.read(known, "in_nats", True))  # a late loss knows
         beside = {"train_loss": train_loss, "first_loss": first_loss, "late_loss": judged_late}
         value = chosen(diagnosis, **beside, in_nats=in_nats)
     unsigned, asked = value, directions(trial)
@@ -144,10 +144,6 @@ def report_late(trial: optuna.Trial, judgements: Sequence[Judgement]) -> None:
     records.write(trial, late=[asdict(own) for own in judgements])
 
 
-def _late(trial: optuna.Trial) -> list[Judgement]:
-    return [Judgement.from_record(own) for own in records.read(trial, "late", ())]
-
-
 def directions(trial: optuna.Trial) -> tuple[str, ...]:
     """Return what the trial's study does with its values; empty where there is none, as with a fixed trial."""
     host = getattr(trial, "study", None)
@@ -173,7 +169,7 @@ def check_trial(trial: object) -> None:
         )
 
 
-def _checked_steps(trial: optuna.Trial, step: int, n_steps: int) -> tuple[int, int]:
+def _checked_steps(known: dict[str, object], step: int, n_steps: int) -> tuple[int, int]:
     whole = _whole("step", step), _whole("n_steps", n_steps)
     step, n_steps = whole
     if step < 0 or n_steps < 0 or (n_steps and step > n_steps):
@@ -181,7 +177,7 @@ def _checked_steps(trial: optuna.Trial, step: int, n_steps: int) -> tuple[int, i
             f"`0 <= step <= n_steps` must hold, but got step={step}, n_steps={n_steps}: count both in one unit, or "
             "leave `n_steps` out where it is not known."
         )
-    last = records.last_step(trial)
+    last = records.last_step(known)
     if last is not None and step <= last:
         raise ValueError(
             f"`step` must rise from report to report, but got step={step} after step={last}: report once a step, and "
@@ -199,15 +195,19 @@ def _whole(name: str, value: object) -> int:
     raise TypeError(f"`{name}` must be a whole number, but got {name}={value!r}.")
 
 
-def _checked_losses(trial: optuna.Trial, losses: Mapping[str, object]) -> float | None:
+def _checked_losses(
+    trial: optuna.Trial, known: dict[str, object], losses: Mapping[str, object]
+) -> tuple[float | None, float | None]:
+    """Return the loss now and the one before the first step, which is remembered."""
     if unknown := sorted(set(losses) - set(Losses.__annotations__)):
         raise TypeError(f"`report` takes the losses {sorted(Losses.__annotations__)}, but got {', '.join(unknown)}.")
     numbers = {name: _number(name, value) for name, value in losses.items() if value is not None}
     if "first_loss" in numbers:
         if not math.isfinite(numbers["first_loss"]):
             raise ValueError(f"`first_loss` must be finite, but got first_loss={numbers['first_loss']}.")
-        records.write(trial, first_loss=numbers["first_loss"])
-    return numbers.get("train_loss")
+        if numbers["first_loss"] != records.read(known, "first_loss"):
+            records.write(trial, first_loss=numbers["first_loss"])
+    return numbers.get("train_loss"), numbers.get("first_loss", records.read(known, "first_loss"))
 
 
 def _number(name: str, value: object) -> float:

@@ -36,7 +36,7 @@ class Checkpoint:
     ``late`` is what :class:`ww_opt.LateExamples` have said so far, those among them who join with the next step.
     ``in_nats``: whether the loss is a cross-entropy. ``model`` is the live model, in eval mode. ``seconds`` is the time
     spent in training since the start, without that of checkpoints: ``loss_seconds`` for this one's clean loss, and the
-    caller's own. ``is_first``: no checkpoint came before. ``error`` is what the user's code raised because training had
+    caller's own. ``is_first``: no checkpoint came before; ``has_new_late``: somebody was judged since. ``error`` is what the user's code raised because training had
     diverged.
     """
 
@@ -52,6 +52,7 @@ class Checkpoint:
     error: str = ""
     loss_seconds: float = 0.0
     is_first: bool = False
+    has_new_late: bool = False
 
     @property
     def is_finite(self) -> bool:
@@ -112,7 +113,7 @@ def _checkpoints(loop: Loop, cadence: Cadence, n_loss_batches: int) -> Iterator[
     of_step = (drawn(task, batches) for _ in range(n_steps)) if entry is None else (drawn_at(task, i) for i in entry)
     rates = Rates.of(loop.optimizer)
     seconds, in_nats = 0.0, task.in_nats
-    start = step = since = 0
+    start = step = since = n_said = 0
     running = torch.zeros((), device=task.device)
     for stop in cadence.steps:
         started = time.perf_counter()
@@ -147,11 +148,12 @@ def _checkpoints(loop: Loop, cadence: Cadence, n_loss_batches: int) -> Iterator[
             *(step, n_steps, model, *losses, seconds, tuple(cohorts.said), in_nats is not False, error),
             loss_seconds=now - ended,
             is_first=since == 0,
+            has_new_late=len(cohorts.said) > n_said,
         )
         yield checkpoint
         if stop == n_steps or not checkpoint.is_finite:
             return
-        since, running = stop, torch.zeros_like(running)
+        since, n_said, running = stop, len(cohorts.said), torch.zeros_like(running)
         streams.restore()
 
 
