@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ww_opt.search import records
-from ww_opt.search.look_costs import cadence_of, counted
-from ww_opt.search.report import check_trial, directions, pruned, report, report_late
+from ww_opt.search.looks import Looks, Moment, cadence_of
+from ww_opt.search.report import check_trial, directions, pruned, report_late
 from ww_opt.search.space import LayerwiseSpace
 from ww_opt.search.starting import origin_of
-from ww_opt.spectral.scores import Direction, Score, named_score
+from ww_opt.spectral.scores import Direction, named_score
 from ww_opt.training.cadence import CADENCES, Cadence
 from ww_opt.training.layerwise import LayerSettings, labelled, parameter_groups
 from ww_opt.training.loop import entry_of
@@ -61,6 +61,9 @@ class SpectralObjective:
         on_trained: called with the trial and the model of every trial that ran to its end.
         look_budget: share of the training time that looks may take where ``interval_steps`` is ``None``, in (0, 1].
             Looks at the quarters are taken even where they take more.
+        in_background: diagnose a snapshot of the weights in a thread beside the training. Looks then answer at the next
+            of 12, 8 or 4 check points, with the same values, records and decisions; what is pruned has trained up to
+            there. Where training leaves no core idle nothing is gained.
     """
 
     task: Task
@@ -72,6 +75,7 @@ class SpectralObjective:
     seed: int = 0
     on_trained: Callable[[optuna.Trial, nn.Module], None] | None = None
     look_budget: float = 0.05
+    in_background: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in (("task", Task), ("space", LayerwiseSpace)):
@@ -136,7 +140,6 @@ class SpectralObjective:
         _check_direction(trial, self.direction)
         late_entry = self.task.late_entry if self.guard == "late" else None
         task = replace(self.task, late_entry=late_entry, optimizer=_recording(trial, self.task.optimizer))
-        value = math.nan
         with _one_at_a_time(), seeded(self.seed, self.task.device):
             records.begin(trial)
             records.write(trial, guard=self.guard)
@@ -148,21 +151,25 @@ class SpectralObjective:
             entry = entry_of(task, self.n_steps)
             joining = () if entry is None else entry.steps
             cadence = cadence_of(trial, self.n_steps, self.interval_steps, self.look_budget, joining)
-            for at in train(model, task, groups, n_steps=self.n_steps, interval_steps=cadence):
-                with counted(trial, cadence, training=at.seconds, step=at.step, before=at.loss_seconds):
-                    value = self._look(trial, at, chosen.guarded() if self.guard else chosen)
+            score = chosen.guarded() if self.guard else chosen
+            with Looks(trial, cadence, score, in_background=self.in_background) as looks:
+                for at in train(model, task, groups, n_steps=self.n_steps, interval_steps=cadence):
+                    with looks.counted(training=at.seconds, step=at.step, before=at.loss_seconds):
+                        looks.catch_up()
+                        if at.has_new_late:
+                            report_late(trial, at.late)
+                        if cadence.is_look(at.step) or not at.is_finite:
+                            self._look(trial, at, looks)
             if self.on_trained is not None:
                 self.on_trained(trial, model)
-        return value
+        return looks.value
 
-    def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, score: Score) -> float:
+    def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, looks: Looks) -> None:
         if checkpoint.error:
             raise pruned(trial, checkpoint.step, f"training diverged by step {checkpoint.step}: it {checkpoint.error}")
         if checkpoint.is_first:
             records.write(trial, in_nats=checkpoint.in_nats)
             records.write(trial, before=self.conditions | {"loss": checkpoint.first_loss})
-        if checkpoint.has_new_late:
-            report_late(trial, checkpoint.late)
         # the running loss sees a divergence that the few batches of the clean loss may miss
         loss = checkpoint.train_loss if math.isfinite(checkpoint.running_loss) else checkpoint.running_loss
         first, step = checkpoint.first_loss, checkpoint.step
@@ -173,15 +180,7 @@ class SpectralObjective:
                 f"the training loss became {loss} at step {step}, and was {first} before the first one: look for NaN "
                 "or infinite values in the data, in `loss` and in the initial weights",
             )
-        return report(
-            trial,
-            checkpoint.model,
-            checkpoint.step,
-            train_loss=loss,
-            first_loss=first if math.isfinite(first) else None,
-            n_steps=checkpoint.n_steps,
-            score=score,
-        )
+        looks.look(checkpoint.model, Moment(step, loss, first if math.isfinite(first) else None))
 
 
 def _check_direction(trial: optuna.Trial, direction: Direction) -> None:

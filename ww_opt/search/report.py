@@ -18,6 +18,7 @@ from torch import nn
 
 from ww_opt.search import records
 from ww_opt.spectral.diagnostics import diagnose
+from ww_opt.spectral.rows import Diagnosis
 from ww_opt.spectral.scores import Score, named_score
 from ww_opt.spectral.scores import score as score_of
 from ww_opt.training.judging import Judgement, late_loss
@@ -36,7 +37,7 @@ class Losses(TypedDict, total=False):
 
 def report(
     trial: optuna.Trial,
-    model: nn.Module,
+    model: nn.Module | Diagnosis,
     step: int,
     *,
     n_steps: int = 0,
@@ -51,7 +52,7 @@ def report(
 
     Args:
         trial: the running trial. Optuna's own pruners and :class:`ww_opt.SpectralPruner` work alike.
-        model: only read.
+        model: only read; or what :func:`ww_opt.spectral.diagnose` said of it at this step.
         step: steps or epochs done; rising from report to report.
         n_steps: length of the run, in the unit of ``step``; lets pruners know where half of the run is. At its end they
             are not asked any more. 0: not known.
@@ -78,7 +79,7 @@ def report(
     if train_loss is not None and not math.isfinite(train_loss):
         raise pruned(trial, step, f"the training loss became {train_loss} at step {step}: training diverged")
     started = time.perf_counter()
-    diagnosis = diagnose(model)
+    diagnosis = model if isinstance(model, Diagnosis) else diagnose(model)
     late = [Judgement.from_record(own) for own in records.read(known, "late", ())]
     judged_late = late_loss(late) if late else None
     # late examples judge networks that are too narrow for spectra as well; the training loss alone is no judge, but

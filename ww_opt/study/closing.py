@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ww_opt.search import records
 from ww_opt.search.coordinates import agree
 from ww_opt.search.importance import Importance, importance
-from ww_opt.search.look_costs import look_share
+from ww_opt.search.looks import look_share
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.ranking import by_value, is_interrupted, n_settings, ranking
 from ww_opt.search.records import Look

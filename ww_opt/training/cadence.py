@@ -63,6 +63,11 @@ class Cadence:
         n_looks: one of ``CADENCES``, settled by an earlier run. ``None``: this run begins with the coarsest, measures,
             and goes on with what it can afford.
 
+    Attributes:
+        training: seconds of training up to the last look.
+        looking: seconds of all looks so far.
+        is_waited_for: whether an answer is outstanding, to be had at the next of ``steps``.
+
     Raises:
         ValueError: a number is out of range.
     """
@@ -74,6 +79,7 @@ class Cadence:
     n_looks: int | None = None
     training: float = field(default=0.0, init=False)
     looking: float = field(default=0.0, init=False)
+    is_waited_for: bool = field(default=False, init=False)
     _looks: list[float] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -98,11 +104,15 @@ class Cadence:
         return tuple(sorted({step for n in CADENCES for step in look_steps(self.n_steps, n, self.joining)}))
 
     def is_due(self, step: int) -> bool:
+        """Whether training has to stop at this one of ``steps``: for a look, or for an answer."""
+        return self.is_waited_for or self.is_look(step)
+
+    def is_look(self, step: int) -> bool:
         """Whether a look falls on this one of ``steps``."""
         return self.interval_steps is not None or step in look_steps(self.n_steps, self._current, self.joining)
 
     def spent(self, looking: float, training: float, step: int) -> None:
-        """Count a look.
+        """Count a look, or what is left of the one before.
 
         Args:
             looking: seconds that it took.
@@ -110,7 +120,10 @@ class Cadence:
             step: optimizer steps done.
         """
         self.looking, self.training = self.looking + looking, training
-        self._looks.append(looking)
+        if self.is_look(step) or not self._looks:
+            self._looks.append(looking)
+        else:
+            self._looks[-1] += looking
         if self.interval_steps is None and not self._is_settled:
             cost = statistics.mean(self._looks[1:] or self._looks)  # the first look also loads what is loaded once
             whole = training * self.n_steps / step

@@ -36,8 +36,8 @@ class Checkpoint:
     ``late`` is what :class:`ww_opt.LateExamples` have said so far, those among them who join with the next step.
     ``in_nats``: whether the loss is a cross-entropy. ``model`` is the live model, in eval mode. ``seconds`` is the time
     spent in training since the start, without that of checkpoints: ``loss_seconds`` for this one's clean loss, and the
-    caller's own. ``is_first``: no checkpoint came before; ``has_new_late``: somebody was judged since. ``error`` is what the user's code raised because training had
-    diverged.
+    caller's own. ``is_first``: no checkpoint came before; ``has_new_late``: somebody was judged since the last one.
+    ``error`` is what the user's code raised because training had diverged.
     """
 
     step: int
