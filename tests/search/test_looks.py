@@ -40,9 +40,9 @@ def steps(trial: optuna.trial.FrozenTrial) -> list[int]:
 def test_what_the_first_whole_trial_settles_the_next_ones_take_over() -> None:
     study = study_of()
     study.optimize(replace(ADAPTIVE, look_budget=1e-9), n_trials=1)
-    assert study.user_attrs["ww_opt:n_looks"] == 4
+    assert study.user_attrs["ww_opt:n_looks"] == 2
     study.optimize(replace(ADAPTIVE, look_budget=1.0), n_trials=1)
-    assert [steps(trial) for trial in study.trials] == [QUARTERS, QUARTERS]
+    assert [steps(trial) for trial in study.trials] == [[6, 12, 24], [12, 24]]
     study.set_user_attr("ww_opt:n_looks", 12)
     study.optimize(replace(ADAPTIVE, look_budget=1e-9), n_trials=1)
     assert steps(study.trials[-1]) == TWELFTHS
@@ -60,7 +60,7 @@ def test_what_an_older_or_newer_version_settled_is_measured_again() -> None:
     study = study_of()
     study.set_user_attr("ww_opt:n_looks", 10)
     study.optimize(replace(ADAPTIVE, look_budget=1e-9), n_trials=1)
-    assert study.user_attrs["ww_opt:n_looks"] == 4
+    assert study.user_attrs["ww_opt:n_looks"] == 2
 
 
 def test_an_interval_of_the_users_settles_nothing() -> None:
@@ -83,11 +83,11 @@ def test_values_do_not_depend_on_the_cadence() -> None:
 
 def test_a_loop_of_ones_own_takes_it_over_too() -> None:
     study = study_of()
-    for budget, expected in ((1e-9, 4), (1.0, 4)):
+    for budget in (1e-9, 1.0):
         options = {"interval_steps": None, "n_steps": 24, "look_budget": budget}
         study.optimize(lambda trial, own=options: test_own_loop.loop(trial, late=test_own_loop.LATE, **own).value(), 1)
-        assert study.user_attrs["ww_opt:n_looks"] == expected
-    assert [steps(trial) for trial in study.trials] == [QUARTERS, QUARTERS]
+        assert study.user_attrs["ww_opt:n_looks"] == 2
+    assert [steps(trial) for trial in study.trials] == [[6, 12, 18, 24], [12, 18, 24]], "18: who joins then"
     first = records.looks(study.trials[0])
     assert [math.isnan(look.late_loss) for look in first] == [True, False, False, False], (
         "who joins at half tells there"

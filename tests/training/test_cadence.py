@@ -1,4 +1,4 @@
-"""When a run is looked at: three cadences, the quarters in all of them, and what a look costs chooses."""
+"""When a run is looked at: four cadences, half of the run in all of them, and what a look costs chooses."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from ww_opt.training.run import train
         (120, 8, (), tuple(range(15, 121, 15))),
         (120, 4, (), (30, 60, 90, 120)),
         (120, 4, (60, 90, 108), (30, 60, 90, 120)),
+        (120, 2, (60, 90, 108), (60, 90, 120)),
         (120, 4, (40, 95, 96), (30, 40, 60, 90, 95, 120)),
         (10, 4, (), (3, 5, 8, 10)),
         (2, 12, (), (1, 2)),
         (1, 4, (0,), (1,)),
     ],
 )
-def test_the_quarters_and_early_cohorts_are_always_looked_at(
+def test_half_of_the_run_and_early_cohorts_are_always_looked_at(
     n_steps: int, n_looks: int, joining: Sequence[int], steps: tuple[int, ...]
 ) -> None:
     assert look_steps(n_steps, n_looks, joining) == steps
 
 
 @pytest.mark.parametrize(
-    ("cost", "n_looks"), [(0.0, 12), (0.04 / 12.1, 12), (0.04 / 11.9, 8), (0.04 / 8.1, 8), (0.04 / 7.9, 4), (9.0, 4)]
+    ("cost", "n_looks"),
+    [(0.0, 12), (0.04 / 12.1, 12), (0.04 / 11.9, 8), (0.04 / 8.1, 8), (0.04 / 4.1, 4), (0.04 / 3.9, 2), (9.0, 2)],
 )
 def test_the_finest_cadence_within_the_budget_is_taken(cost: float, n_looks: int) -> None:
     assert affordable(cost, 1.0, 120, budget=0.05) == n_looks
@@ -66,7 +68,8 @@ def test_an_interval_of_the_users_is_kept_whatever_it_costs() -> None:
     [
         (0.0, 12, [30, *range(40, 121, 10)]),
         (0.5, 8, [30, *range(45, 121, 15)]),
-        (5.0, 4, [30, 60, 90, 120]),
+        (1.1, 4, [30, 60, 90, 120]),
+        (5.0, 2, [30, 60, 120]),
     ],
 )
 def test_the_first_run_begins_with_the_quarters_and_goes_on_as_they_cost(

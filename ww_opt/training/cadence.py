@@ -1,7 +1,7 @@
 """When a run is looked at: as often as its looks may cost, and always where somebody decides.
 
-A pruner compares trials at the same step, so that steps must not follow the clock: there are three cadences and no
-more, all of them hold the quarters of the run, and what one trial has settled the next ones take over.
+A pruner compares trials at the same step, so that steps must not follow the clock: there are four cadences and no more,
+all of them hold half of the run, and what one trial has settled the next ones take over.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 __all__ = ["CADENCES", "Cadence", "affordable", "look_steps"]
 
-CADENCES = (12, 8, 4)
+CADENCES = (12, 8, 4, 2)
 """Looks a run, evenly spaced, from the finest to the coarsest."""
+_BEGIN = 4
+"""Looks a run until it is known what they cost."""
 _TOLD_BY_THE_LAST = 0.8
 """Share of a run from which on a cohort that joins is told by the last look: pruning would save little more."""
 
@@ -24,14 +26,14 @@ _AIM = 0.8
 
 
 def look_steps(n_steps: int, n_looks: int, joining: Sequence[int] = ()) -> tuple[int, ...]:
-    """Steps of ``n_looks`` even looks, of the quarters, and of cohorts that join early enough to decide; rising.
+    """Steps of ``n_looks`` even looks, and of cohorts that join early enough to decide; rising.
 
     Args:
         n_steps: optimizer steps of the run.
-        n_looks: looks, at least 1; fewer where the run has fewer steps.
+        n_looks: even looks, at least 1; fewer where the run has fewer steps.
         joining: steps done when a cohort joins.
     """
-    even = {math.ceil(k * n_steps / n) for n in (n_looks, CADENCES[-1]) for k in range(1, n + 1)}
+    even = {math.ceil(k * n_steps / n_looks) for k in range(1, n_looks + 1)}
     early = {step for step in joining if 0 < step < _TOLD_BY_THE_LAST * n_steps}
     return tuple(sorted(even | early))
 
@@ -57,11 +59,11 @@ class Cadence:
     Args:
         n_steps: optimizer steps of the run.
         interval_steps: steps between looks, kept whatever they cost. ``None``: as ``budget`` allows.
-        budget: share of the training time that looks may take. The looks at the quarters and at the first cohorts are
-            never left out.
+        budget: share of the training time that looks may take. The looks at half of the run, at its end and at the first
+            cohorts are never left out.
         joining: steps done when a cohort joins.
-        n_looks: one of ``CADENCES``, settled by an earlier run. ``None``: this run begins with the coarsest, measures,
-            and goes on with what it can afford.
+        n_looks: one of ``CADENCES``, settled by an earlier run. ``None``: this run begins with the quarters,
+            measures, and goes on with what it can afford.
 
     Attributes:
         training: seconds of training up to the last look.
@@ -94,7 +96,7 @@ class Cadence:
                 f"`0 < look_budget <= 1` must hold, but got look_budget={self.budget}: it is a share of training time."
             )
         self._is_settled = self.n_looks is not None
-        self._current = CADENCES[-1] if self.n_looks is None else self.n_looks
+        self._current = _BEGIN if self.n_looks is None else self.n_looks
 
     @property
     def steps(self) -> tuple[int, ...]:
