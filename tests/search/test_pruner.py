@@ -243,7 +243,7 @@ class TestRanks:
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_what_is_not_finite_is_the_last(self, bad: float) -> None:
-        study = optuna.create_study(pruner=SpectralPruner(ranks=Ranks(n_startup_trials=2)))
+        study = optuna.create_study(pruner=SpectralPruner(ranks=Ranks(n_startup_trials=2, share=1 / 5)))
         assert [passes(study, ahead=own) for own in (1.0, 2.0, bad, 1.5, 0.5)] == [True, True, False, False, True]
 
     def test_runs_of_other_lengths_compare_by_fraction(self) -> None:

@@ -10,8 +10,8 @@ import torch
 from tests import tiny
 from tests.training.test_late_entry import both, late_task
 from ww_opt import Study
-from ww_opt.reporting.closing_text import accuracy_text
-from ww_opt.study.closing import open_test_set
+from ww_opt.reporting.closing_text import accuracy_text, closing_text
+from ww_opt.study.closing import closing, open_test_set
 from ww_opt.study.picking import train_pick
 from ww_opt.study.study import open_study, run
 from ww_opt.study.weights_folder import pick_file
@@ -50,6 +50,16 @@ def test_the_pick_is_trained_once_more_with_all_examples_from_the_start(tmp_path
     assert after is not None
     assert after == replace(before, again=tiny.evaluate(model))
     assert f"({after.again:.1%} trained again with all examples from the start)" in accuracy_text(after)
+
+
+def test_it_is_told_what_looks_took(tmp_path: Path) -> None:
+    host = open_study(tiny.STUDY)
+    run(tiny.STUDY, host, tmp_path)
+    result = closing(tiny.STUDY, host)
+    assert result.look_share > 0.0
+    result = replace(result, look_share=0.03)
+    assert "of the steps. Looks took 3.0% of the training time.\n" in closing_text(result, {})
+    assert "Looks took" not in closing_text(replace(result, look_share=float("nan")), {})
 
 
 def test_weights_of_another_study_are_not_taken_for_the_picks(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ww_opt.search import records
-from ww_opt.search.report import check_trial, directions, pruned, report, report_late, wants_ahead
+from ww_opt.search.looks import Looks, Moment, cadence_of
+from ww_opt.search.report import check_trial, directions, pruned, report_late, wants_ahead
 from ww_opt.search.space import LayerwiseSpace
 from ww_opt.search.starting import origin_of
-from ww_opt.spectral.scores import Direction, Score, named_score
+from ww_opt.spectral.scores import Direction, named_score
+from ww_opt.training.cadence import CADENCES, Cadence
 from ww_opt.training.layerwise import LayerSettings, labelled, parameter_groups
+from ww_opt.training.loop import entry_of
 from ww_opt.training.randomness import seeded
 from ww_opt.training.run import Checkpoint, loss_before, train
 from ww_opt.training.task import Task
@@ -42,8 +45,11 @@ class SpectralObjective:
         task: what is trained.
         space: what is searched, per layer.
         n_steps: optimizer steps of a trial.
-        interval_steps: steps between looks; a tenth of the run by default. Each look diagnoses the model, remembers the
-            rows, reports the score and asks the pruner.
+        interval_steps: steps between looks. Each look diagnoses the model, remembers the rows, reports the score and
+            asks the pruner. ``None``: 12, 8, 4 or 2 looks a run, whichever ``look_budget`` allows, and always where a
+            cohort joins. The first trial that comes to its end measures that, and its study keeps it: on a machine near
+            a boundary another study with the same seeds may look more or less often. Weights and values are the same
+            then; a pruner may act at another look.
         score: a key of ``SCORES``, or ``"alpha:3.5"``, the alpha that it aims at.
         guard: ``True``: add the training loss, see :func:`ww_opt.spectral.scores.guard`. ``"late"``: let a few training
             examples join late, and guard by what they say just before (:mod:`ww_opt.training.late_entry`); until then
@@ -53,6 +59,11 @@ class SpectralObjective:
             given back. Generators of your own (``torch.Generator``, ``numpy.random.default_rng``) go on from trial to
             trial unless ``build_model`` or ``batches`` makes them anew. Trials in threads of one process take turns.
         on_trained: called with the trial and the model of every trial that ran to its end.
+        look_budget: share of the training time that looks may take where ``interval_steps`` is ``None``, in (0, 1].
+            Those at half of the run, at its end and where a cohort joins are taken even where they take more.
+        in_background: diagnose a snapshot of the weights in a thread beside the training. Looks then answer at the next
+            check points, with the same values, records and decisions; what is pruned has trained up to
+            there. Where training leaves no core idle nothing is gained.
     """
 
     task: Task
@@ -63,6 +74,8 @@ class SpectralObjective:
     guard: bool | Literal["late"] = False
     seed: int = 0
     on_trained: Callable[[optuna.Trial, nn.Module], None] | None = None
+    look_budget: float = 0.05
+    in_background: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in (("task", Task), ("space", LayerwiseSpace)):
@@ -82,17 +95,12 @@ class SpectralObjective:
                 f"`guard='late'` needs the examples by number, but task {self.task.name!r} has no `late_entry`: "
                 "give it `LateExamples(...)` or `LateExamples.from_loader(loader)`, or take `guard=True`."
             )
-        interval = self.interval
-        if not 1 <= interval <= self.n_steps:
-            raise ValueError(
-                "`1 <= interval_steps <= n_steps` must hold, but got "
-                f"interval_steps={interval}, n_steps={self.n_steps}."
-            )
+        Cadence(self.n_steps, self.interval_steps, self.look_budget)
 
     @property
     def interval(self) -> int:
-        """Steps between looks."""
-        return max(self.n_steps // 10, 1) if self.interval_steps is None else self.interval_steps
+        """Steps between looks, at the least."""
+        return max(self.n_steps // CADENCES[0], 1) if self.interval_steps is None else self.interval_steps
 
     @property
     def direction(self) -> Direction:
@@ -132,7 +140,6 @@ class SpectralObjective:
         _check_direction(trial, self.direction)
         late_entry = self.task.late_entry if self.guard == "late" else None
         task = replace(self.task, late_entry=late_entry, optimizer=_recording(trial, self.task.optimizer))
-        value = math.nan
         with _one_at_a_time(), seeded(self.seed, self.task.device):
             records.begin(trial)
             records.write(trial, guard=self.guard)
@@ -141,20 +148,30 @@ class SpectralObjective:
             groups = self.space.configure(trial, model)
             if (origin := origin_of(trial)) is not None:
                 records.write(trial, origin=origin)
-            for checkpoint in train(model, task, groups, n_steps=self.n_steps, interval_steps=self.interval):
-                value = self._look(trial, checkpoint, chosen.guarded() if self.guard else chosen)
+            entry = entry_of(task, self.n_steps)
+            joining = () if entry is None else entry.steps
+            cadence = cadence_of(trial, self.n_steps, self.interval_steps, self.look_budget, joining)
+            score = chosen.guarded() if self.guard else chosen
+            with Looks(trial, cadence, score, in_background=self.in_background) as looks:
+                for at in train(model, task, groups, n_steps=self.n_steps, interval_steps=cadence):
+                    with looks.counted(training=at.seconds, step=at.step, before=at.loss_seconds):
+                        looks.catch_up()
+                        if at.has_new_late:
+                            report_late(trial, at.late)
+                        if cadence.is_look(at.step) or not at.is_finite:
+                            self._look(trial, at, looks)
             if self.on_trained is not None:
                 self.on_trained(trial, model)
-        return value
+        return looks.value
 
-    def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, score: Score) -> float:
+    def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, looks: Looks) -> None:
         if checkpoint.error:
             raise pruned(trial, checkpoint.step, f"training diverged by step {checkpoint.step}: it {checkpoint.error}")
-        records.write(trial, in_nats=checkpoint.in_nats)
-        if checkpoint.step <= self.interval:
+        if checkpoint.is_first:
+            records.write(trial, in_nats=checkpoint.in_nats)
             records.write(trial, before=self.conditions | {"loss": checkpoint.first_loss})
-        is_asked = checkpoint.is_finite and wants_ahead(trial, checkpoint.step, checkpoint.n_steps)
-        report_late(trial, checkpoint.late, ahead=checkpoint.judge_ahead() if is_asked else None)
+        if checkpoint.is_finite and wants_ahead(trial, checkpoint.step, checkpoint.n_steps):
+            report_late(trial, (), ahead=checkpoint.judge_ahead())
         # the running loss sees a divergence that the few batches of the clean loss may miss
         loss = checkpoint.train_loss if math.isfinite(checkpoint.running_loss) else checkpoint.running_loss
         first, step = checkpoint.first_loss, checkpoint.step
@@ -165,15 +182,7 @@ class SpectralObjective:
                 f"the training loss became {loss} at step {step}, and was {first} before the first one: look for NaN "
                 "or infinite values in the data, in `loss` and in the initial weights",
             )
-        return report(
-            trial,
-            checkpoint.model,
-            checkpoint.step,
-            train_loss=loss,
-            first_loss=first if math.isfinite(first) else None,
-            n_steps=checkpoint.n_steps,
-            score=score,
-        )
+        looks.look(checkpoint.model, Moment(step, loss, first if math.isfinite(first) else None))
 
 
 def _check_direction(trial: optuna.Trial, direction: Direction) -> None:

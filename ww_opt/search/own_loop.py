@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import optuna
@@ -13,9 +15,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ww_opt.search import records
-from ww_opt.search.report import check_trial, report, report_late, wants_ahead
+from ww_opt.search.looks import Looks, Moment, cadence_of
+from ww_opt.search.report import check_trial, report_late, wants_ahead
 from ww_opt.search.space import LayerwiseSpace
 from ww_opt.spectral.scores import named_score
+from ww_opt.training.cadence import Cadence
 from ww_opt.training.cohorts import is_cross_entropy, judge_cohort, look_at_first_batch
 from ww_opt.training.judging import Judgement
 from ww_opt.training.late_entry import LateEntry, LateExamples
@@ -58,12 +62,15 @@ class Run:
         n_steps: optimizer steps of the run.
         space: what is searched, per layer. ``None``: nothing is suggested here.
         late: the training examples by number, of which some join late and judge the model. ``None``: no late entry.
-        interval_steps: steps between looks; a tenth of the run by default.
+        interval_steps: steps between looks. ``None``: as ``look_budget`` allows, see
+            :class:`ww_opt.SpectralObjective`; what the loop does between steps counts as training.
         score: a key of ``SCORES``, or ``"alpha:3.5"``, the alpha that it aims at.
         guard: as in :class:`ww_opt.SpectralObjective`; by default ``"late"`` with ``late``, else ``False``.
         first_loss: training loss before the first step. By default it is taken: with ``late`` in eval mode over eight
             batches, else from the first step.
         loss: ``loss(model, batch)``, a scalar; only needed where ``late`` has no ``logits``.
+        look_budget: share of the training time that looks may take where ``interval_steps`` is ``None``.
+        in_background: as in :class:`ww_opt.SpectralObjective`.
 
     Attributes:
         groups: parameter groups for an optimizer; without a space, one of all trainable parameters.
@@ -86,6 +93,8 @@ class Run:
     guard: bool | Literal["late"] | None = None
     first_loss: float | None = None
     loss: Callable[[nn.Module, Any], torch.Tensor] | None = None
+    look_budget: float = 0.05
+    in_background: bool = False
     groups: list[dict[str, Any]] = field(init=False, repr=False)
     entry: LateEntry | None = field(init=False, default=None, repr=False)
 
@@ -94,7 +103,7 @@ class Run:
         self._device = next((own.device for own in self.model.parameters()), torch.device("cpu"))
         self._optimizer: Optimizer | None = None
         self._late: list[Judgement] = []
-        self._done, self._is_due, self._value = 0, False, math.nan
+        self._done, self._is_due = 0, False
         self._running, self._n_running = torch.zeros((), device=self._device), 0
         records.begin(self.trial)
         guard = self.guard if self.guard is not None else "late" if self.late is not None else False
@@ -112,7 +121,14 @@ class Run:
                 some = self.entry.present[: _FIRST_BATCHES * self.late.batch_size]
                 losses = self._judged(some, 0).losses
                 self.first_loss = losses[_UNSHARPENED if len(losses) > 1 else 0]
-            self._judge_joining()
+        joining = () if self.entry is None else self.entry.steps
+        self._cadence = cadence_of(self.trial, self.n_steps, self.interval_steps, self.look_budget, joining)
+        chosen = named_score(self.score)
+        score = chosen.guarded() if guard else chosen
+        self._looks = Looks(self.trial, self._cadence, score, in_background=self.in_background)
+        self._may_look = frozenset(self._cadence.steps)
+        self._started = time.perf_counter()
+        self._look(() if self.entry is None else self.entry.joining(0))
 
     def optimizer(self, build: Callable[..., Optimizer]) -> Optimizer:
         """Build the optimizer on ``groups``, with every setting of the space translated or refused.
@@ -180,9 +196,9 @@ class Run:
                 records.write(self.trial, in_nats=is_cross_entropy(loss))
             if self.first_loss is None and math.isfinite(float(own)):
                 self.first_loss = float(own)
-        if self._done % self._interval == 0 or self._done == self.n_steps:
-            self._look()
-        self._judge_joining()
+        joining = self.entry.joining(self._done) if self.entry is not None else ()
+        if joining or self._done in self._may_look:
+            self._look(joining)
 
     def value(self) -> float:
         """Return what the trial is worth: the last reported value, for the objective to return.
@@ -195,37 +211,33 @@ class Run:
                 f"A run must come to its end before it is worth anything, but {self._done} of {self.n_steps} steps "
                 "were done: call `run.step(loss)` after each, or give `Run` as many `n_steps` as the loop has."
             )
-        return self._value
+        return self._looks.value
 
-    @property
-    def _interval(self) -> int:
-        return max(self.n_steps // 10, 1) if self.interval_steps is None else self.interval_steps
-
-    def _look(self) -> None:
-        chosen = named_score(self.score)
-        guard = self.guard if self.guard is not None else "late" if self.late is not None else False
-        train_loss = float(self._running) / self._n_running
-        self._running, self._n_running = torch.zeros_like(self._running), 0
-        if self.entry is not None and guard == "late" and wants_ahead(self.trial, self._done, self.n_steps):
-            waiting = self.entry.waiting(self._done)
-            report_late(self.trial, [], ahead=self._judged(waiting, self._done) if len(waiting) else None)
-        with undisturbed(self._device), evaluating(self.model, self._optimizer):
-            self._value = report(
-                self.trial,
-                self.model,
-                self._done,
-                n_steps=self.n_steps,
-                score=chosen.guarded() if guard else chosen,
-                train_loss=train_loss,
-                first_loss=self.first_loss,
-            )
-
-    def _judge_joining(self) -> None:
-        joining = self.entry.joining(self._done) if self.entry is not None else ()
+    def _look(self, joining: Sequence[torch.Tensor]) -> None:
+        """Hear what was found beside the training, let judge who joins, and look where it is time."""
+        training = time.perf_counter() - self._started - self._cadence.looking
+        counted = partial(self._looks.counted, training=training, step=self._done)
+        if self._cadence.is_waited_for:
+            with counted():
+                self._looks.catch_up()
         for cohort in joining:
             self._late.append(self._judged(cohort, self._done))
         if joining and self.guard in (None, "late"):
             report_late(self.trial, self._late)
+        # between looks the loss alone is asked whether training has diverged
+        if self._done in self._may_look and (
+            self._cadence.is_look(self._done) or not math.isfinite(float(self._running))
+        ):
+            if self.entry is not None and self.guard in (None, "late") and self._wants_ahead():
+                waiting = self.entry.waiting(self._done)
+                report_late(self.trial, [], ahead=self._judged(waiting, self._done) if len(waiting) else None)
+            moment = Moment(self._done, float(self._running) / self._n_running, self.first_loss)
+            self._running, self._n_running = torch.zeros_like(self._running), 0
+            with counted(), undisturbed(self._device), evaluating(self.model, self._optimizer):
+                self._looks.look(self.model, moment)
+
+    def _wants_ahead(self) -> bool:
+        return math.isfinite(float(self._running)) and wants_ahead(self.trial, self._done, self.n_steps)
 
     def _judged(self, index: torch.Tensor, step: int) -> Judgement:
         late = self.late
@@ -262,11 +274,7 @@ def _check(run: Run) -> None:
         value = getattr(run, name)
         if (not isinstance(value, int) or isinstance(value, bool)) and not (name == "interval_steps" and value is None):
             raise TypeError(f"`{name}` must be a whole number, but got {name}={value!r}.")
-    interval = max(run.n_steps // 10, 1) if run.interval_steps is None else run.interval_steps
-    if not 1 <= interval <= run.n_steps:
-        raise ValueError(
-            f"`1 <= interval_steps <= n_steps` must hold, but got interval_steps={interval}, n_steps={run.n_steps}."
-        )
+    Cadence(run.n_steps, run.interval_steps, run.look_budget)
     named_score(run.score)
     if run.guard not in (None, False, True, "late"):
         raise ValueError(f"`guard` must be False, True or 'late', but got {run.guard!r}.")

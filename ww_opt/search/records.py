@@ -48,6 +48,7 @@ _PREFIX = "ww_opt:"
 _LOOK = f"{_PREFIX}look:"
 _TRIAL = f"{_PREFIX}of_trial"
 _ENDED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+Attributes = dict[str, Any]
 _OWN: WeakSet[optuna.Trial] = WeakSet()  # reading all attributes before each record would take its time
 
 
@@ -127,9 +128,12 @@ def write_look(trial: optuna.Trial, look: Look) -> None:
     trial.set_user_attr(f"{_LOOK}{look.step}", _to_json(asdict(look)))
 
 
-def read(trial: optuna.trial.FrozenTrial | optuna.Trial, name: str, default: Any = None) -> Any:
-    """Read back a value written by :func:`write`; ``default`` where there is none, or it was no number."""
-    found = own_attributes(trial).get(_PREFIX + name)
+def read(trial: optuna.trial.FrozenTrial | optuna.Trial | Attributes, name: str, default: Any = None) -> Any:
+    """Read back a value written by :func:`write`; ``default`` where there is none, or it was no number.
+
+    Optuna copies all attributes of a running trial at each call: whoever reads several gives :func:`own_attributes`.
+    """
+    found = (trial if isinstance(trial, dict) else own_attributes(trial)).get(_PREFIX + name)
     return default if found is None else found
 
 
@@ -143,11 +147,11 @@ def read_all(trial: optuna.trial.FrozenTrial | optuna.Trial, prefix: str) -> lis
     return [value for key, value in own_attributes(trial).items() if key.startswith(_PREFIX + prefix)]
 
 
-def look_values(trial: optuna.trial.FrozenTrial | optuna.Trial) -> dict[int, Mapping[str, Any]]:
+def look_values(trial: optuna.trial.FrozenTrial | optuna.Trial | Attributes) -> dict[int, Mapping[str, Any]]:
     """All looks by step, rising, as JSON kept them: quicker than :func:`looks`, which reads every layer."""
     found = {
         int(key.removeprefix(_LOOK)): value
-        for key, value in own_attributes(trial).items()
+        for key, value in (trial if isinstance(trial, dict) else own_attributes(trial)).items()
         if key.startswith(_LOOK) and key.removeprefix(_LOOK).isdecimal() and isinstance(value, Mapping)
     }
     return dict(sorted(found.items()))
@@ -180,12 +184,12 @@ def last_look(trial: optuna.trial.FrozenTrial | optuna.Trial) -> Look | None:
     return _from_json(values[max(values)]) if values else None
 
 
-def last_step(trial: optuna.trial.FrozenTrial | optuna.Trial) -> int | None:
+def last_step(trial: optuna.trial.FrozenTrial | optuna.Trial | Attributes) -> int | None:
     """Return the step of the last look; ``None`` before the first."""
     return max(look_values(trial), default=None)
 
 
-def own_attributes(trial: optuna.trial.FrozenTrial | optuna.Trial) -> dict[str, Any]:
+def own_attributes(trial: optuna.trial.FrozenTrial | optuna.Trial) -> Attributes:
     """The user attributes of this trial itself: without records that were copied from another one before it ran."""
     attributes = {key: value for key, value in trial.user_attrs.items() if value is not None}
     is_own = attributes.get(_TRIAL, trial.number) == trial.number

@@ -19,6 +19,7 @@ from torch import nn
 from ww_opt.search import records
 from ww_opt.search.decisions import FAULT, NOT_FINITE, WRAPPED, Decision, leave_own
 from ww_opt.spectral.diagnostics import diagnose
+from ww_opt.spectral.rows import Diagnosis
 from ww_opt.spectral.scores import Score, named_score
 from ww_opt.spectral.scores import score as score_of
 from ww_opt.training.judging import Judgement, late_loss
@@ -37,7 +38,7 @@ class Losses(TypedDict, total=False):
 
 def report(
     trial: optuna.Trial,
-    model: nn.Module,
+    model: nn.Module | Diagnosis,
     step: int,
     *,
     n_steps: int = 0,
@@ -52,7 +53,7 @@ def report(
 
     Args:
         trial: the running trial. Optuna's own pruners and :class:`ww_opt.SpectralPruner` work alike.
-        model: only read.
+        model: only read; or what :func:`ww_opt.spectral.diagnose` said of it at this step.
         step: steps or epochs done; rising from report to report.
         n_steps: length of the run, in the unit of ``step``; lets pruners know where half of the run is. At its end they
             are not asked any more. 0: not known.
@@ -73,25 +74,25 @@ def report(
     """
     chosen = named_score(score)
     check_trial(trial)
-    step, n_steps = _checked_steps(trial, step, n_steps)
-    train_loss = _checked_losses(trial, losses)
+    known = records.own_attributes(trial)
+    step, n_steps = _checked_steps(known, step, n_steps)
+    train_loss, first_loss = _checked_losses(trial, known, losses)
     if train_loss is not None and not math.isfinite(train_loss):
         raise pruned(trial, step, f"the training loss became {train_loss} at step {step}: training diverged")
     started = time.perf_counter()
-    diagnosis = diagnose(model)
-    first_loss = records.read(trial, "first_loss")
-    late = _late(trial)
+    diagnosis = model if isinstance(model, Diagnosis) else diagnose(model)
+    late = [Judgement.from_record(own) for own in records.read(known, "late", ())]
     judged_late = late_loss(late) if late else None
     # late examples judge networks that are too narrow for spectra as well; the training loss alone is no judge, but
     # what is trained once more is not judged
-    is_judge = records.read(trial, "guard", "late") == "late" or isinstance(trial, FixedTrial)
+    is_judge = records.read(known, "guard", "late") == "late" or isinstance(trial, FixedTrial)
     needs_spectra = not (chosen.is_guarded and is_judge)
     raw = score_of(diagnosis, chosen.unguarded()) if needs_spectra else chosen.unguarded()(diagnosis)
     value = raw
     if chosen.is_guarded:
         if first_loss is None:
             _tell_of_first_loss()
-        in_nats = None if late else bool(records.read(trial, "in_nats", True))  # a late loss knows
+        in_nats = None if late else bool(records.read(known, "in_nats", True))  # a late loss knows
         beside = {"train_loss": train_loss, "first_loss": first_loss, "late_loss": judged_late}
         value = chosen(diagnosis, **beside, in_nats=in_nats)
     unsigned, asked = value, directions(trial)
@@ -110,7 +111,7 @@ def report(
             late_accuracy=sum(own.n * own.accuracy for own in late) / sum(own.n for own in late) if late else math.nan,
             layers=records.layer_records(diagnosis),
             n_late=sum(own.n_examples for own in late),
-            **_ahead(trial, step),
+            **_ahead(known, step),
             direction=chosen.unguarded().direction,
         ),
     )
@@ -162,15 +163,11 @@ def wants_ahead(trial: optuna.Trial, step: int, n_steps: int) -> bool:
     return bool(asked and asked(records.last_step(trial), step, n_steps))
 
 
-def _ahead(trial: optuna.Trial, step: int) -> dict[str, Any]:
-    said = records.read(trial, "ahead") or {}
+def _ahead(known: dict[str, Any], step: int) -> dict[str, Any]:
+    said = records.read(known, "ahead") or {}
     if said.get("step") != step:
         return {}
     return {"ahead_loss": math.nan if said["loss"] is None else said["loss"], "n_ahead": said["n"]}
-
-
-def _late(trial: optuna.Trial) -> list[Judgement]:
-    return [Judgement.from_record(own) for own in records.read(trial, "late", ())]
 
 
 def directions(trial: optuna.Trial) -> tuple[str, ...]:
@@ -201,7 +198,7 @@ def check_trial(trial: object) -> None:
         )
 
 
-def _checked_steps(trial: optuna.Trial, step: int, n_steps: int) -> tuple[int, int]:
+def _checked_steps(known: dict[str, object], step: int, n_steps: int) -> tuple[int, int]:
     whole = _whole("step", step), _whole("n_steps", n_steps)
     step, n_steps = whole
     if step < 0 or n_steps < 0 or (n_steps and step > n_steps):
@@ -209,7 +206,7 @@ def _checked_steps(trial: optuna.Trial, step: int, n_steps: int) -> tuple[int, i
             f"`0 <= step <= n_steps` must hold, but got step={step}, n_steps={n_steps}: count both in one unit, or "
             "leave `n_steps` out where it is not known."
         )
-    last = records.last_step(trial)
+    last = records.last_step(known)
     if last is not None and step <= last:
         raise ValueError(
             f"`step` must rise from report to report, but got step={step} after step={last}: report once a step, and "
@@ -227,15 +224,19 @@ def _whole(name: str, value: object) -> int:
     raise TypeError(f"`{name}` must be a whole number, but got {name}={value!r}.")
 
 
-def _checked_losses(trial: optuna.Trial, losses: Mapping[str, object]) -> float | None:
+def _checked_losses(
+    trial: optuna.Trial, known: dict[str, object], losses: Mapping[str, object]
+) -> tuple[float | None, float | None]:
+    """Return the loss now and the one before the first step, which is remembered."""
     if unknown := sorted(set(losses) - set(Losses.__annotations__)):
         raise TypeError(f"`report` takes the losses {sorted(Losses.__annotations__)}, but got {', '.join(unknown)}.")
     numbers = {name: _number(name, value) for name, value in losses.items() if value is not None}
     if "first_loss" in numbers:
         if not math.isfinite(numbers["first_loss"]):
             raise ValueError(f"`first_loss` must be finite, but got first_loss={numbers['first_loss']}.")
-        records.write(trial, first_loss=numbers["first_loss"])
-    return numbers.get("train_loss")
+        if numbers["first_loss"] != records.read(known, "first_loss"):
+            records.write(trial, first_loss=numbers["first_loss"])
+    return numbers.get("train_loss"), numbers.get("first_loss", records.read(known, "first_loss"))
 
 
 def _number(name: str, value: object) -> float:

@@ -79,15 +79,16 @@ def _rows(
     # layers that share one stream of random numbers depend on their neighbours: one after the other, none left out
     shares_stream = options.randomize and options.convention == "weightwatcher"
     rows: list[LayerDiagnostics | None] = []
-    listed: list[LayerWeight] = []
+    listed: list[tuple[str, str, tuple[object, ...] | None]] = []
     unsettled: list[Unsettled] = []
 
     def unknown() -> Iterator[tuple[int, LayerWeight]]:
         for place, weight in enumerate(weights):
-            version, row = known.get((options, weight.name), (None, None))
-            is_known = isinstance(row, LayerDiagnostics) and version == _version(weight) and not shares_stream
+            before, row = known.get((options, weight.name), (None, None))
+            version = _version(weight)
+            is_known = isinstance(row, LayerDiagnostics) and before == version and not shares_stream
             rows.append(row if is_known else None)
-            listed.append(replace(weight, matrices=None, version=_version(weight)))
+            listed.append((weight.note, weight.parameter, version))
             unsettled.append(Unsettled(weight.kind, weight.role, _width(weight), weight.facts))
             if not is_known:
                 yield place, weight
@@ -105,18 +106,17 @@ def _rows(
     measured = [item for batch in visited for item in batch]
     fits = iter(fit_power_laws([sample for _, item in measured for sample in item.samples]))
     for place, item in measured:
-        row = _row(item, [next(fits) for _ in item.samples], options.convention)
-        if listed[place].version is not None:
-            known[(options, row.name)] = (listed[place].version, row)
-        rows[place] = row
+        rows[place] = _row(item, [next(fits) for _ in item.samples], options.convention)
     settled = settle(unsettled)
     whole = []
     complete = [row for row in rows if row is not None]
-    for row, weight, verdict in zip(complete, listed, settled.verdicts, strict=True):
-        note = "; ".join(text for text in (weight.note, verdict.note) if text)
-        is_same = (row.role, row.note, row.parameter) == (verdict.role, note, weight.parameter)
-        whole.append(row if is_same else replace(row, role=verdict.role, note=note, parameter=weight.parameter))
-    return with_findings(whole) if options.convention == "default" else tuple(whole), settled.note
+    for row, (own, parameter, _), verdict in zip(complete, listed, settled.verdicts, strict=True):
+        note = "; ".join(text for text in (own, verdict.note) if text)
+        is_same = (row.role, row.note, row.parameter) == (verdict.role, note, parameter)
+        whole.append(row if is_same else replace(row, role=verdict.role, note=note, parameter=parameter))
+    found = with_findings(whole) if options.convention == "default" else tuple(whole)
+    known.update({(options, row.name): (own[2], row) for row, own in zip(found, listed, strict=True) if own[2]})
+    return found, settled.note
 
 
 def _version(weight: LayerWeight) -> tuple[object, ...] | None:
@@ -148,7 +148,7 @@ def _row(item: Measured, fits: list[PowerLawFit], convention: Convention) -> Lay
     row = LayerDiagnostics(**item.columns, **fitted)
     if convention == "weightwatcher":
         return replace(row, findings=_findings_of_alpha(row), extra=frame_columns(row))
-    return with_findings((row,))[0]
+    return row  # findings follow from all rows together
 
 
 def _fit_columns(item: Measured, fits: list[PowerLawFit], convention: Convention) -> dict[str, Any]:

@@ -121,6 +121,7 @@ SAID_OF: Mapping[Role, frozenset[Finding]] = MappingProxyType(
 )
 """Findings that make sense of a weight by its role; of other roles those of ``SAID_OF_ALL``."""
 
+_ORDER: Final = {finding: place for place, finding in enumerate(Finding)}
 _LEARNT: Final = frozenset({Finding.UNDER_TRAINED, Finding.OVER_TRAINED, Finding.HEAVY_TAIL, Finding.MOVED_LITTLE})
 _SCALE: Final = frozenset({Finding.OVERGROWN, Finding.SHRUNK, Finding.ODD_SCALE})
 _LITTLE: Final = frozenset({Finding.UNDER_TRAINED, Finding.MOVED_LITTLE})
@@ -145,7 +146,7 @@ OUTWEIGHS: Mapping[Finding, frozenset[Finding]] = MappingProxyType(
 
 def agreed(found: Iterable[Finding]) -> tuple[Finding, ...]:
     """Leave out what another finding of the same layer outweighs; ``NO_FAULT`` where nothing is left."""
-    found = sorted(set(found), key=list(Finding).index)
+    found = sorted(set(found), key=_ORDER.__getitem__)
     silenced = frozenset[Finding]().union(*(OUTWEIGHS.get(finding, frozenset()) for finding in found))
     return tuple(finding for finding in found if finding not in silenced) or (Finding.NO_FAULT,)
 

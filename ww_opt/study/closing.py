@@ -18,6 +18,7 @@ from ww_opt.search import records
 from ww_opt.search.coordinates import agree
 from ww_opt.search.decisions import ended_by
 from ww_opt.search.importance import Importance, importance
+from ww_opt.search.looks import look_share
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.ranking import by_value, is_interrupted, n_settings, ranking
 from ww_opt.search.records import Look
@@ -68,9 +69,10 @@ class Closing:
     ``saved`` is the share of training steps that pruning saved, of those that completed and pruned trials would have
     run. ``reasons`` are those of the pruned and failed trials, ``failures`` of the failed ones alone. Trials that the
     user interrupted count in ``n_interrupted`` alone. ``n_settings`` are the distinct settings that completed.
-    ``direction`` says which way the score is better, ``meaning`` what the number is; ``noise`` is its standard
-    deviation over seeds, NaN where not known. ``alarms`` must be read before the pick; ``trust`` says how far its
-    ranking can be trusted, in sentences; ``mattered`` which settings mattered, ``importance`` the same in numbers.
+    ``look_share`` is what looks took of the training time, NaN where not known. ``direction`` says which way the score
+    is better, ``meaning`` what the number is; ``noise`` is its standard deviation over seeds, NaN where not known.
+    ``alarms`` must be read before the pick; ``trust`` says how far its ranking can be trusted, in sentences;
+    ``mattered`` which settings mattered, ``importance`` the same in numbers.
     ``ended_by`` says how many trials each rule of the pruner ended, the most first.
     """
 
@@ -92,6 +94,7 @@ class Closing:
     mattered: tuple[str, ...] = ()
     importance: Importance | None = None
     ended_by: Mapping[str, int] = field(default_factory=dict)
+    look_share: float = math.nan
 
 
 def closing(
@@ -139,6 +142,7 @@ def closing(
         mattered=tuple(mattered(found)) if found is not None else (),
         importance=found,
         ended_by=dict(Counter(rule for trial in of[TrialState.PRUNED] if (rule := ended_by(trial))).most_common()),
+        look_share=look_share(trials),
     )
 
 

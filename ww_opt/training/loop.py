@@ -17,9 +17,10 @@ from ww_opt.training.first_batch import check_gradient
 from ww_opt.training.judging import Judgement
 from ww_opt.training.late_entry import LateEntry, LateExamples
 from ww_opt.training.modes import Modes, set_optimizer_mode
+from ww_opt.training.randomness import undisturbed
 from ww_opt.training.task import Task, placed
 
-__all__ = ["Loop", "Parts", "drawn", "drawn_at", "endless", "entry_of", "no_batches", "taken"]
+__all__ = ["Cohorts", "Loop", "Parts", "drawn", "drawn_at", "endless", "entry_of", "no_batches", "taken"]
 
 Parts = Sequence[tuple[float, Any]]
 """The batches of one optimizer step, each with its share in the loss."""
@@ -114,6 +115,37 @@ class Loop:
         self.sleep()
         with self.autocast():
             return judge_cohort(self.model, late, cohort, step, lambda i: placed(late.take(i), device), self.loss)
+
+
+class Cohorts:
+    """Who joins late, and what they said of the model just before; nobody is asked twice.
+
+    Args:
+        loop: whose model is judged.
+        entry: who joins when; ``None``: nobody does.
+        late: how they judge.
+    """
+
+    def __init__(self, loop: Loop, entry: LateEntry | None, late: LateExamples | None) -> None:
+        self.said: list[Judgement] = []
+        self._loop, self._entry, self._late = loop, entry, late
+        self._asked = -1
+
+    def judge_joining(self, step: int) -> None:
+        """Let judge who joins with this step, counted from 0; random streams are left as they were."""
+        if self._entry is None or self._late is None or step <= self._asked:
+            return
+        self._asked = step
+        for cohort in self._entry.joining(step):
+            with undisturbed(self._loop.task.device):
+                self.said.append(self._loop.judged(self._late, cohort, step))
+
+    def judge_waiting(self, step: int) -> Judgement | None:
+        """Ask all who are still to join after ``step`` steps; ``None`` where nobody is. Nothing is remembered."""
+        if self._entry is None or self._late is None or not len(waiting := self._entry.waiting(step)):
+            return None
+        with undisturbed(self._loop.task.device):
+            return self._loop.judged(self._late, waiting, step)
 
 
 def entry_of(task: Task, n_steps: int) -> LateEntry | None:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ww_opt.training.cadence import Cadence
 from ww_opt.training.cohorts import is_cross_entropy
 from ww_opt.training.divergence import divergence
 from ww_opt.training.first_batch import explained
 from ww_opt.training.judging import Judgement
-from ww_opt.training.late_entry import LateEntry, LateExamples
-from ww_opt.training.loop import Loop, Parts, drawn, drawn_at, endless, entry_of, no_batches, taken
+from ww_opt.training.late_entry import LateEntry
+from ww_opt.training.loop import Cohorts, Loop, Parts, drawn, drawn_at, endless, entry_of, no_batches, taken
 from ww_opt.training.optimizers import Rates, build_optimizer
 from ww_opt.training.randomness import Streams
 from ww_opt.training.task import Task
@@ -33,11 +34,13 @@ class Checkpoint:
     ``train_loss`` is the clean training loss: dropout off, no gradient, averaged over a few training batches.
     ``running_loss`` is the mean over the steps since the last checkpoint, dropout on. ``first_loss`` is the clean
     loss before the first step. All are NaN or infinite where training diverged; the run ends with that checkpoint.
-    ``late`` is what :class:`ww_opt.LateExamples` have said so far. ``in_nats``: whether the loss is a cross-entropy.
-    ``model`` is the live model, in eval mode; ``seconds`` is the time spent in training since the start, without the
-    caller's own time at checkpoints. ``error`` is what the user's code raised because training had diverged.
-    ``judge_ahead()`` asks those late examples that are still to join; it takes a forward pass, returns ``None`` where
-    there are none, and changes nothing, but must be called before the run goes on.
+    ``late`` is what :class:`ww_opt.LateExamples` have said so far, those among them who join with the next step.
+    ``in_nats``: whether the loss is a cross-entropy. ``model`` is the live model, in eval mode. ``seconds`` is the time
+    spent in training since the start, without that of checkpoints: ``loss_seconds`` for this one's clean loss, and the
+    caller's own. ``is_first``: no checkpoint came before; ``has_new_late``: somebody was judged since the last one.
+    ``error`` is what the user's code raised because training had diverged. ``judge_ahead()`` asks those late examples
+    that are still to join: it takes a forward pass, returns ``None`` where there are none and changes nothing, but must
+    be called before the run goes on.
     """
 
     step: int
@@ -50,6 +53,9 @@ class Checkpoint:
     late: tuple[Judgement, ...] = ()
     in_nats: bool = True
     error: str = ""
+    loss_seconds: float = 0.0
+    is_first: bool = False
+    has_new_late: bool = False
     judge_ahead: Callable[[], Judgement | None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
@@ -64,10 +70,12 @@ def train(
     groups: Sequence[dict[str, Any]],
     *,
     n_steps: int,
-    interval_steps: int,
+    interval_steps: int | Cadence,
     n_loss_batches: int = 8,
 ) -> Iterator[Checkpoint]:
     """Train ``model`` in place; yield a :class:`Checkpoint` every ``interval_steps`` steps and at the end.
+
+    Who joins late is judged just before, and before the checkpoint of that step.
 
     Looking changes nothing: the random states of torch, numpy and Python are put back after each checkpoint, so
     ``interval_steps`` and what the caller draws meanwhile leave the weights as they would have been. What the user's
@@ -78,7 +86,8 @@ def train(
         task: batches, loss, optimizer and schedule.
         groups: parameter groups, as from :func:`ww_opt.training.layerwise.parameter_groups`.
         n_steps: optimizer steps of the whole run; the schedule is laid over them.
-        interval_steps: steps between checkpoints.
+        interval_steps: steps between checkpoints, or a cadence that says when one is due. Between those the loss alone
+            is asked whether training has diverged.
         n_loss_batches: training batches over which the clean loss is averaged.
 
     Raises:
@@ -86,71 +95,71 @@ def train(
         ValueError: a count is out of range, a setting acts on nothing in the optimizer; or, before the first step, the
             task has no batches, or its loss is no scalar or has no gradient.
     """
-    if not 1 <= interval_steps <= n_steps:
-        raise ValueError(
-            f"`1 <= interval_steps <= n_steps` must hold, but got interval_steps={interval_steps}, n_steps={n_steps}."
-        )
+    cadence = interval_steps if isinstance(interval_steps, Cadence) else Cadence(n_steps, interval_steps)
     if n_loss_batches < 1:
         raise ValueError(f"`n_loss_batches >= 1` must hold, but got n_loss_batches={n_loss_batches}.")
     model.to(task.device)
     loop = Loop.of(model, task, build_optimizer(task.optimizer, groups))
-    return _checkpoints(loop, n_steps, interval_steps, n_loss_batches)
+    return _checkpoints(loop, cadence, n_loss_batches)
 
 
-def _checkpoints(loop: Loop, n_steps: int, interval_steps: int, n_loss_batches: int) -> Iterator[Checkpoint]:
-    model, task = loop.model, loop.task
+def _checkpoints(loop: Loop, cadence: Cadence, n_loss_batches: int) -> Iterator[Checkpoint]:
+    model, task, n_steps = loop.model, loop.task, cadence.n_steps
     task.start_anew()
     streams = Streams.now(task.device)
     entry = entry_of(task, n_steps)
     probe = _probe(task, entry, n_loss_batches)
     with explained(model, probe):
         first_loss = loop.clean_loss(probe)
-        late_entry = loop.looked_at(probe[0])
+        cohorts = Cohorts(loop, entry, loop.looked_at(probe[0]))
     streams.restore()
     batches = endless(task)
     of_step = (drawn(task, batches) for _ in range(n_steps)) if entry is None else (drawn_at(task, i) for i in entry)
-    late: list[Judgement] = []
     rates = Rates.of(loop.optimizer)
     seconds, in_nats = 0.0, task.in_nats
-    for start in range(0, n_steps, interval_steps):
-        stop = min(start + interval_steps, n_steps)
+    start = step = since = n_said = 0
+    running = torch.zeros((), device=task.device)
+    for stop in cadence.steps:
         started = time.perf_counter()
-        running = torch.zeros((), device=task.device)
         train_loss, error = math.nan, ""
-        step = start
         parts: Parts = [(1.0, batch) for batch in probe]
+        ended = 0.0
         try:
             for step in range(start, stop):
-                for cohort in entry.joining(step) if entry else ():
-                    assert late_entry is not None
-                    late.append(loop.judged(late_entry, cohort, step))
+                cohorts.judge_joining(step)
                 rates.scale(task.schedule(step / n_steps))
                 parts = next(of_step)
                 loss = loop.step(parts)
                 running += loss.detach()
                 in_nats = is_cross_entropy(loss) if in_nats is None else in_nats
             step = stop
+            cohorts.judge_joining(stop)
+            start, ended = stop, time.perf_counter()
+            if not cadence.is_due(stop) and math.isfinite(float(running)):
+                seconds += ended - started
+                continue
             streams = Streams.now(task.device)
             train_loss = loop.clean_loss(probe)
         except Exception as raised:
             error = _divergence(raised, loop, parts) if step > 0 else ""
             if not error:
                 raise
-        losses = (train_loss, math.nan if error else float(running) / (stop - start), first_loss)
-        seconds += time.perf_counter() - started
-        ahead = partial(_ahead, loop, entry, late_entry, step)
-        checkpoint = Checkpoint(step, n_steps, model, *losses, seconds, tuple(late), in_nats is not False, error, ahead)
+        now = time.perf_counter()
+        ended = ended or now
+        seconds += ended - started
+        losses = (train_loss, math.nan if error else float(running) / (stop - since), first_loss)
+        checkpoint = Checkpoint(
+            *(step, n_steps, model, *losses, seconds, tuple(cohorts.said), in_nats is not False, error),
+            loss_seconds=now - ended,
+            is_first=since == 0,
+            has_new_late=len(cohorts.said) > n_said,
+            judge_ahead=partial(cohorts.judge_waiting, step),
+        )
         yield checkpoint
         if stop == n_steps or not checkpoint.is_finite:
             return
+        since, n_said, running = stop, len(cohorts.said), torch.zeros_like(running)
         streams.restore()
-
-
-def _ahead(loop: Loop, entry: LateEntry | None, late: LateExamples | None, step: int) -> Judgement | None:
-    if entry is None or late is None:
-        return None
-    waiting = entry.waiting(step)
-    return loop.judged(late, waiting, step) if len(waiting) else None
 
 
 def loss_before(

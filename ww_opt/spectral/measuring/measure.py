@@ -177,13 +177,22 @@ def _levels(stack: torch.Tensor) -> NDArray[np.intp]:
         n, length = along.shape[1:]
         if length < NARROW:
             continue
-        some = along[:, np.linspace(0, n - 1, min(n, 4)).astype(int), :1024]
-        lines = np.sort(some.to("cpu", torch.float64).numpy(), axis=2)
-        is_new = np.diff(lines, axis=2, prepend=-np.inf) > 0
-        distinct, filled = (is_new & (lines != 0)).sum(axis=2), (lines != 0).sum(axis=2)
-        few = ((distinct <= np.minimum(256, filled / 2)) & (distinct > 1)).all(axis=1)
-        found = np.where(few & (found == 0), distinct.max(axis=1), found)
+        some = along[:, np.linspace(0, n - 1, min(n, 4)).astype(int), :1024].to("cpu", torch.float64).numpy()
+        # the first line alone says no of nearly every layer
+        open_ = np.flatnonzero(_few_levels(some[:, :1])[1] & (found == 0))
+        if open_.size:
+            distinct, few = _few_levels(some[open_])
+            found[open_] = np.where(few, distinct, 0)
     return found
+
+
+def _few_levels(lines: Array) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Most distinct values in the lines of each layer, shape ``(G, lines, length)``, and whether all have few."""
+    lines = np.sort(lines, axis=2)
+    filled = lines != 0
+    distinct = ((lines[..., 1:] > lines[..., :-1]) & filled[..., 1:]).sum(axis=2) + filled[..., 0]
+    few = (distinct <= np.minimum(256, filled.sum(axis=2) / 2)) & (distinct > 1)
+    return distinct.max(axis=1), few.all(axis=1)
 
 
 def _spectra(stack: torch.Tensor, exact: bool = False) -> Array:

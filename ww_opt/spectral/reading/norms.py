@@ -102,8 +102,9 @@ def _is_norm(module: nn.Module) -> bool:
     if isinstance(module, _NORMS):
         return True
     own = type(module).__name__
-    is_leaf = next(module.children(), None) is None and all(part.ndim < 2 for part in module.parameters())
-    return "norm" in own.lower() and is_leaf and own != "LocalResponseNorm"
+    if "norm" not in own.lower() or own == "LocalResponseNorm":
+        return False
+    return next(module.children(), None) is None and all(part.ndim < 2 for part in module.parameters())
 
 
 def _passes(module: nn.Module) -> bool:
