@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ww_opt.training.forward_order import Unit, forward_order
 
-__all__ = ["Freeze", "FreezeSchedule", "LayerSpectrum"]
+__all__ = ["Freeze", "FreezeSchedule", "LayerSpectrum", "leading_vectors", "shared"]
 
 _LOG = logging.getLogger(__name__)
 _MOST_EVENTS = 4  # a compiled model gives up after eight recompilations, and thawing costs as many
@@ -143,7 +144,7 @@ class FreezeSchedule:
             own = [row for row in rows if row.name == unit.name or row.name.startswith(f"{unit.name}.")]
             self._seen[unit.name] = _look(unit, own, self._seen.get(unit.name), (self._overlap, self._change))
         chosen: list[Unit] = []
-        for unit, following in zip(waiting, waiting[1:], strict=False):
+        for unit, following in pairwise(waiting):
             if unit.last > following.first or self._seen[unit.name].n_still < self._n_looks:
                 break
             chosen.append(unit)
