@@ -67,8 +67,8 @@ class SpectralObjective:
             check points, with the same values, records and decisions; what is pruned has trained up to
             there. Where training leaves no core idle nothing is gained.
         freeze: freeze layers from the input on once they stand still (:class:`ww_opt.FreezeSchedule`); the record
-            ``frozen`` says when and why. Values are not those of trials that freeze nothing. Not with
-            ``in_background``.
+            ``frozen`` says when and why. It takes three looks at least, so give ``interval_steps``, a twelfth of the
+            run. Values are not those of trials that freeze nothing. Not with ``in_background``.
     """
 
     task: Task
