@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ww_opt.study.picking import train_best as train_best
     from ww_opt.study.study import Study as Study
     from ww_opt.training.dropout import add_dropout as add_dropout
+    from ww_opt.training.freezing import FreezeSchedule as FreezeSchedule
     from ww_opt.training.judging import judge as judge
     from ww_opt.training.judging import late_loss as late_loss
     from ww_opt.training.labels import by_block as by_block
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "FreezeSchedule": "training.freezing",
     "LateEntry": "training.late_entry",
     "LateExamples": "training.late_entry",
     "LayerSettings": "training.layerwise",

@@ -207,6 +207,36 @@ class TestInBackground:
         assert second[1] == diagnose(model).rows[1]
 
 
+class TestFreezing:
+    RESTING = replace(tiny.OBJECTIVE, space=LayerwiseSpace(lr=1e-9), n_steps=24, interval_steps=4)
+
+    def test_when_and_why_is_kept_and_the_model_is_given_back_whole(self) -> None:
+        kept: list[nn.Module] = []
+        study = study_of()
+        objective = replace(self.RESTING, freeze=True, on_trained=lambda _, model: kept.append(model))
+        study.optimize(objective, n_trials=1)
+        (event,) = records.read(study.trials[0], "frozen")
+        assert (event["step"], event["layers"]) == (12, ["0", "2"])
+        assert event["overlap"] == pytest.approx(1.0)
+        assert event["change"] < 0.01
+        assert all(own.requires_grad for own in kept[0].parameters())
+        roles = {layer.name: layer.role for layer in records.looks(study.trials[0])[-1].layers}
+        assert roles == {"0": "HIDDEN", "2": "HIDDEN", "4": "HEAD"}, "what is frozen early is judged all the same"
+
+    def test_layers_that_learn_are_left_alone(self) -> None:
+        found = []
+        for freeze in (False, True):
+            study = study_of()
+            study.optimize(replace(self.RESTING, space=LayerwiseSpace(lr=0.03), freeze=freeze), n_trials=1)
+            assert records.read(study.trials[0], "frozen") is None
+            found.append(told(study.trials[0]))
+        assert found[0] == found[1], "watching changes nothing"
+
+    def test_it_acts_at_once_and_so_not_in_the_background(self) -> None:
+        with pytest.raises(ValueError, match="leave one of them out"):
+            replace(self.RESTING, freeze=True, in_background=True)
+
+
 def told(trial: optuna.trial.FrozenTrial) -> tuple[Any, ...]:
     """All that is known of a trial but the time that it took."""
     own = [replace(look, seconds=0.0) for look in records.looks(trial)]

@@ -153,7 +153,7 @@ class Looks:
     def _has_twin_of(self, model: nn.Module) -> bool:
         """Bring the snapshot up to date; whether there is one."""
         try:
-            if self._twin is None:
+            if self._twin is None or _flags(model) != _flags(self._twin):
                 self._twin = copy.deepcopy(model)
             else:
                 _copy(model, self._twin)
@@ -163,11 +163,13 @@ class Looks:
         return self._twin is not None
 
 
+def _flags(model: nn.Module) -> list[bool]:
+    return [own.requires_grad for own in model.parameters()]
+
+
 @torch.no_grad()
 def _copy(model: nn.Module, twin: nn.Module) -> None:
     """Copy what has changed: a layer that stood still keeps its version, and is not diagnosed again."""
-    for own, parameter in zip(twin.parameters(), model.parameters(), strict=True):
-        own.requires_grad_(parameter.requires_grad)
     tensors = ([*module.parameters(), *module.buffers()] for module in (twin, model))
     for mine, theirs in zip(*tensors, strict=True):
         if not torch.equal(mine, theirs):

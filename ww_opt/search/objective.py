@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -22,12 +22,14 @@ from ww_opt.search.looks import Looks, Moment, cadence_of
 from ww_opt.search.report import check_trial, directions, pruned, report_late, wants_ahead
 from ww_opt.search.space import LayerwiseSpace
 from ww_opt.search.starting import origin_of
+from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.scores import Direction, named_score
 from ww_opt.training.cadence import CADENCES, Cadence
+from ww_opt.training.freezing import FreezeSchedule
 from ww_opt.training.layerwise import LayerSettings, labelled, parameter_groups
 from ww_opt.training.loop import entry_of
-from ww_opt.training.randomness import seeded
-from ww_opt.training.run import Checkpoint, loss_before, train
+from ww_opt.training.randomness import seeded, undisturbed
+from ww_opt.training.run import Checkpoint, first_batch, loss_before, train
 from ww_opt.training.task import Task
 
 __all__ = ["SpectralObjective"]
@@ -64,6 +66,9 @@ class SpectralObjective:
         in_background: diagnose a snapshot of the weights in a thread beside the training. Looks then answer at the next
             check points, with the same values, records and decisions; what is pruned has trained up to
             there. Where training leaves no core idle nothing is gained.
+        freeze: freeze layers from the input on once they stand still (:class:`ww_opt.FreezeSchedule`); the record
+            ``frozen`` says when and why. It takes three looks at least, so give ``interval_steps``, a twelfth of the
+            run. Values are not those of trials that freeze nothing. Not with ``in_background``.
     """
 
     task: Task
@@ -76,6 +81,7 @@ class SpectralObjective:
     on_trained: Callable[[optuna.Trial, nn.Module], None] | None = None
     look_budget: float = 0.05
     in_background: bool = False
+    freeze: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in (("task", Task), ("space", LayerwiseSpace)):
@@ -94,6 +100,11 @@ class SpectralObjective:
             raise ValueError(
                 f"`guard='late'` needs the examples by number, but task {self.task.name!r} has no `late_entry`: "
                 "give it `LateExamples(...)` or `LateExamples.from_loader(loader)`, or take `guard=True`."
+            )
+        if self.freeze and self.in_background:
+            raise ValueError(
+                "`freeze=True` acts on each look at once, and `in_background=True` has it answer later: leave one of "
+                "them out."
             )
         Cadence(self.n_steps, self.interval_steps, self.look_budget)
 
@@ -153,16 +164,29 @@ class SpectralObjective:
             cadence = cadence_of(trial, self.n_steps, self.interval_steps, self.look_budget, joining)
             score = chosen.guarded() if self.guard else chosen
             with Looks(trial, cadence, score, in_background=self.in_background) as looks:
-                for at in train(model, task, groups, n_steps=self.n_steps, interval_steps=cadence):
+                checkpoints = train(model, task, groups, n_steps=self.n_steps, interval_steps=cadence)
+                schedule = self._schedule(model, task)
+                for at in checkpoints:
                     with looks.counted(training=at.seconds, step=at.step, before=at.loss_seconds):
                         looks.catch_up()
                         if at.has_new_late:
                             report_late(trial, at.late)
                         if cadence.is_look(at.step) or not at.is_finite:
                             self._look(trial, at, looks)
+                            if schedule is not None and schedule.update(diagnose(model), at.step):
+                                records.write(trial, frozen=[asdict(event) for event in schedule.events])
+            if schedule is not None:
+                schedule.thaw()
             if self.on_trained is not None:
                 self.on_trained(trial, model)
         return looks.value
+
+    def _schedule(self, model: nn.Module, task: Task) -> FreezeSchedule | None:
+        if not self.freeze:
+            return None
+        with undisturbed(task.device):
+            batch = first_batch(task, self.n_steps)
+        return FreezeSchedule(model, lambda inner: task.loss(inner, batch))
 
     def _look(self, trial: optuna.Trial, checkpoint: Checkpoint, looks: Looks) -> None:
         if checkpoint.error:

@@ -59,8 +59,8 @@ class Cadence:
     Args:
         n_steps: optimizer steps of the run.
         interval_steps: steps between looks, kept whatever they cost. ``None``: as ``budget`` allows.
-        budget: share of the training time that looks may take. The looks at half of the run, at its end and at the
-            first cohorts are never left out.
+        budget: share of the training time that looks may take. Those at half of the run, at its end and at the first
+            cohorts are never left out.
         joining: steps done when a cohort joins.
         n_looks: one of ``CADENCES``, settled by an earlier run. ``None``: this run begins with the quarters,
             measures, and goes on with what it can afford.

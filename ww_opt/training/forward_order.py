@@ -69,7 +69,7 @@ def forward_order(model: nn.Module, forward: Callable[[nn.Module], Any]) -> tupl
             handle.remove()
     first = {module: place for place, module in reversed(list(enumerate(calls)))}
     last = {module: place for place, module in enumerate(calls)}
-    leaves = [module for module in sorted(first, key=first.__getitem__) if not _calls_own(module, first)]
+    leaves = [module for module in sorted(first, key=first.__getitem__) if _is_leaf(module, first)]
     units: list[Unit] = []
     early: list[nn.Module] = []
     for module in leaves:
@@ -110,6 +110,12 @@ def _device(model: nn.Module) -> torch.device:
 
 def _calls_own(module: nn.Module, called: dict[nn.Module, int]) -> bool:
     return any(part in called for part in module.modules() if part is not module)
+
+
+def _is_leaf(module: nn.Module, called: dict[nn.Module, int]) -> bool:
+    """Whether it calls no other, and has something to be frozen; an activation may well be used everywhere."""
+    has_state = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+    return has_state and not _calls_own(module, called)
 
 
 def _is_layer(module: nn.Module) -> bool:

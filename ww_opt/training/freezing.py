@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ww_opt.training.forward_order import Unit, forward_order
 
-__all__ = ["Freeze", "FreezeSchedule", "LayerSpectrum"]
+__all__ = ["Freeze", "FreezeSchedule", "LayerSpectrum", "leading_vectors", "shared"]
 
 _LOG = logging.getLogger(__name__)
 _MOST_EVENTS = 4  # a compiled model gives up after eight recompilations, and thawing costs as many
@@ -92,7 +92,9 @@ class FreezeSchedule:
             streams are put back.
         overlap: least share of the leading left and right singular subspaces that must be the last look's, in (0, 1].
             As many vectors are compared as there are spikes, 1 to 8.
-        change: largest relative change of a layer's spectral and Frobenius norm.
+        change: largest relative change of a layer's spectral and Frobenius norm since the last look. With 0.01 nothing
+            was lost where looks came every twelfth of a run (``python -m benchmarks.freezing``), with 0.02 up to 0.4
+            points, with 0.05 up to 0.8.
         n_looks: consecutive looks at which both must hold, at least 1.
 
     Attributes:
@@ -108,7 +110,7 @@ class FreezeSchedule:
         forward: Callable[[nn.Module], Any],
         *,
         overlap: float = 0.98,
-        change: float = 0.02,
+        change: float = 0.01,
         n_looks: int = 2,
     ) -> None:
         if not 0.0 < overlap <= 1.0:
@@ -204,7 +206,7 @@ def _is_parallel(model: nn.Module) -> bool:
 def _look(unit: Unit, rows: Sequence[LayerSpectrum], before: _Seen | None, limits: tuple[float, float]) -> _Seen:
     norms = {row.name: (row.spectral_norm, row.frobenius_norm) for row in rows}
     k = min(max(sum(row.spikes for row in rows), 1), _MOST_VECTORS)
-    vectors = tuple(_leading_vectors(own, k) for own in unit.matrices)
+    vectors = tuple(leading_vectors(own, k) for own in unit.matrices)
     if before is None or not norms or norms.keys() != before.norms.keys():
         return _Seen(norms, vectors)
     change = max(
@@ -220,7 +222,7 @@ def _look(unit: Unit, rows: Sequence[LayerSpectrum], before: _Seen | None, limit
 
 
 @torch.no_grad()
-def _leading_vectors(weight: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def leading_vectors(weight: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Left and right singular vectors of the ``k`` largest singular values, as columns; at most half of all.
 
     Args:

@@ -24,7 +24,7 @@ from ww_opt.training.optimizers import Rates, build_optimizer
 from ww_opt.training.randomness import Streams
 from ww_opt.training.task import Task
 
-__all__ = ["Checkpoint", "loss_before", "train"]
+__all__ = ["Checkpoint", "first_batch", "loss_before", "train"]
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,15 @@ def loss_before(
     loop = Loop.of(model, task, build_optimizer(task.optimizer, groups))
     task.start_anew()
     return loop.clean_loss(_probe(task, entry_of(task, n_steps), n_loss_batches))
+
+
+def first_batch(task: Task, n_steps: int) -> Any:
+    """Return a training batch, one of those that the clean loss is averaged over; draws from the streams as they are.
+
+    Raises:
+        ValueError: the task has no batches.
+    """
+    return _probe(task, entry_of(task, n_steps), 1)[0]
 
 
 def _probe(task: Task, entry: LateEntry | None, n_batches: int) -> list[Any]:
