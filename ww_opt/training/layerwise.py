@@ -30,7 +30,7 @@ from ww_opt.training.tracing import followed
 from ww_opt.training.wrappers import plain_names
 
 _PARAMETRIZATIONS = "parametrizations"  # torch's name for the module that holds the original tensors
-_FIELDS = ("weights", "followers", "dropouts")
+_FIELDS = ("weights", "followers", "dropouts", "exempt")
 
 __all__ = ["Layer", "LayerSettings", "apply_dropout", "labelled", "layers", "parameter_groups"]
 
@@ -43,6 +43,7 @@ class LayerSettings:
     weight_decay: float | None = None
     momentum: float | None = None
     dropout: float | None = None
+    init_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,19 @@ class Layer:
     """One layer: its matrices, the parameters beside them that are not decayed, and the dropout modules behind it.
 
     ``name`` of a layer that :func:`layers` found is a :class:`ww_opt.training.labels.LayerName`. ``weights`` is empty
-    where the model exempts all of them from decay.
+    where the model exempts all of them from decay: ``exempt`` are those of its matrices that are among the followers.
     """
 
     name: str
     weights: tuple[str, ...]
     followers: tuple[str, ...] = ()
     dropouts: tuple[str, ...] = ()
+    exempt: tuple[str, ...] = ()
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """All its matrices, decayed or not."""
+        return (*self.weights, *self.exempt)
 
 
 def layers(model: nn.Module) -> tuple[Layer, ...]:
@@ -121,7 +128,8 @@ class _Walk:
             owner = _owner(self._plain(name), module, self._plain(key))
             self._current = self.found.setdefault(owner, defaultdict(list))
             self.kinds.setdefault(owner, _kind(module, tensor, is_attention))
-            self._current["followers" if key in self._exempt else "weights"].append(self._plain(key))
+            for field in ("followers", "exempt") if key in self._exempt else ("weights",):
+                self._current[field].append(self._plain(key))
         n_before = len(self.found)
         is_container = not weights and bool(_children(module))
         if not is_container:

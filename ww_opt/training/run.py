@@ -15,6 +15,7 @@ from torch import nn
 from ww_opt.training.cohorts import is_cross_entropy
 from ww_opt.training.divergence import divergence
 from ww_opt.training.first_batch import explained
+from ww_opt.training.init_scale import as_built
 from ww_opt.training.judging import Judgement
 from ww_opt.training.late_entry import LateEntry
 from ww_opt.training.loop import Loop, Parts, drawn, drawn_at, endless, entry_of, no_batches, taken
@@ -31,7 +32,8 @@ class Checkpoint:
 
     ``train_loss`` is the clean training loss: dropout off, no gradient, averaged over a few training batches.
     ``running_loss`` is the mean over the steps since the last checkpoint, dropout on. ``first_loss`` is the clean
-    loss before the first step. All are NaN or infinite where training diverged; the run ends with that checkpoint.
+    loss before the first step, of the weights before any ``init_scale``. All are NaN or infinite where training
+    diverged; the run ends with that checkpoint.
     ``late`` is what :class:`ww_opt.LateExamples` have said so far. ``in_nats``: whether the loss is a cross-entropy.
     ``model`` is the live model, in eval mode; ``seconds`` is the time spent in training since the start, without the
     caller's own time at checkpoints. ``error`` is what the user's code raised because training had diverged.
@@ -99,7 +101,7 @@ def _checkpoints(loop: Loop, n_steps: int, interval_steps: int, n_loss_batches: 
     streams = Streams.now(task.device)
     entry = entry_of(task, n_steps)
     probe = _probe(task, entry, n_loss_batches)
-    with explained(model, probe):
+    with explained(model, probe), as_built(model):
         first_loss = loop.clean_loss(probe)
         late_entry = loop.looked_at(probe[0])
     streams.restore()
