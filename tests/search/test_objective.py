@@ -357,7 +357,7 @@ class TestDivergence:
     def test_an_error_that_comes_of_it_prunes_with_its_words(self) -> None:
         def checked(model: nn.Module, batch: Any) -> Tensor:
             logits = model(batch[0])
-            torch.distributions.Normal(logits, 1.0)
+            torch.distributions.Normal(logits, 1.0, validate_args=True)  # dynamo switches the default off
             return (logits**2).mean()
 
         task = replace(tiny.TASK, loss=checked, optimizer=torch.optim.SGD)

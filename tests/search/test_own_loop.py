@@ -54,6 +54,26 @@ def trial_of(objective: Callable[[optuna.Trial], float], **options: Any) -> optu
 NOP = {"pruner": optuna.pruners.NopPruner()}
 
 
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_scaled_run_counts_from_the_loss_of_the_model_as_it_was_built(factor: float) -> None:
+    scaled = ww_opt.LayerwiseSpace(init_scale=factor)
+    plain, own = (
+        trial_of(lambda trial, space=space: loop(trial, space=space, late=LATE, n_steps=2).value(), **NOP)
+        for space in (None, scaled)
+    )
+    assert records.read(own, "first_loss") == pytest.approx(records.read(plain, "first_loss"), rel=1e-5)
+    assert own.value != plain.value
+
+
+def test_the_training_loss_as_guard_needs_the_loss_before_scaling() -> None:
+    space = ww_opt.LayerwiseSpace(init_scale=2.0)
+    with pytest.raises(ValueError, match=r"`guard=True` counts from .* give `first_loss=`"):
+        trial_of(lambda trial: loop(trial, tiny.batches, space=space, guard=True).value(), **NOP)
+    assert trial_of(
+        lambda trial: loop(trial, tiny.batches, space=space, guard=True, first_loss=1.1).value(), **NOP
+    ).value
+
+
 def test_the_whole_of_it() -> None:
     trial = trial_of(lambda trial: loop(trial, space=SPACE, late=LATE).value(), **NOP)
     looks = records.looks(trial)

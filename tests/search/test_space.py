@@ -175,12 +175,59 @@ class TestConfigure:
             "weight_decay": 0.5,
             "momentum": None,
             "dropout": None,
+            "init_scale": None,
         }
         assert list(trial.params) == list(space.parameters(net))
 
     def test_a_fixed_trial_will_do(self) -> None:
         (group, _) = LayerwiseSpace(lr=LR, label=tied).configure(FixedTrial({"lr/all": 0.01}), model())
         assert group["lr"] == 0.01
+
+
+class TestInitScale:
+    """A factor on the initial weights, on request."""
+
+    SPACE = LayerwiseSpace(init_scale=FloatDistribution(0.5, 2.0, log=True), lr=0.1)
+
+    @staticmethod
+    def zero_headed() -> nn.Module:
+        net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        nn.init.zeros_(net[1].weight)
+        return net
+
+    def test_configure_scales_and_remembers(self) -> None:
+        net = model()
+        before = {name: own.clone() for name, own in net.state_dict().items()}
+        trial = FixedTrial({"init_scale/stem": 2.0, "init_scale/blocks.0.0": 0.5, "init_scale/blocks.1.0": 1.0})
+        for _ in range(2):  # twice is once
+            self.SPACE.configure(trial, net)
+        factors = {"stem.weight": 2.0, "blocks.0.0.weight": 0.5}
+        for name, own in net.state_dict().items():
+            assert torch.equal(own, factors.get(name, 1.0) * before[name])
+        assert [own["init_scale"] for own in records.read(trial, "settings").values()] == [2.0, 0.5, 1.0]
+
+    def test_around_has_it_on_request_alone_and_the_present_is_one(self) -> None:
+        net = model()
+        assert LayerwiseSpace.around(net, AdamW).init_scale is None
+        space = LayerwiseSpace.around(net, AdamW, init_scale=True)
+        assert space.init_scale == FloatDistribution(0.4, 2.5, log=True)
+        start = space.present(net, AdamW)
+        assert {value for name, value in start.items() if name.startswith("init_scale/")} == {1.0}
+        before = {name: own.clone() for name, own in net.state_dict().items()}
+        space.configure(FixedTrial(start), net)
+        assert all(torch.equal(own, before[name]) for name, own in net.state_dict().items())
+
+    def test_weights_of_zero_are_no_dimension(self) -> None:
+        net = self.zero_headed()
+        assert list(self.SPACE.parameters(net)) == ["init_scale/0"]
+        assert LayerwiseSpace.around(net, AdamW, init_scale=True).init_scale == {
+            "0": FloatDistribution(0.4, 2.5, log=True)
+        }
+        with pytest.raises(ValueError, match=r"`init_scale` may only name labels with a weight that is not 0.*\['0'\]"):
+            LayerwiseSpace(init_scale={"1": 2.0}).parameters(net)
+        nn.init.zeros_(net[0].weight)
+        with pytest.raises(ValueError, match="`init_scale` needs weights that are trained and not all 0"):
+            LayerwiseSpace.around(net, AdamW, init_scale=True)
 
 
 @pytest.mark.parametrize(("n_trials", "is_crowded"), [(2, True), (3, False)])
@@ -201,6 +248,8 @@ class TestErrors:
             ("weight_decay", -1.0, r"`weight_decay` must be >= 0, but got -1\.0"),
             ("dropout", 1.5, r"`dropout` must be in \[0, 1\], but got 1\.5"),
             ("dropout", {"stem": FloatDistribution(0.0, 2.0)}, r"`dropout` must be in \[0, 1\]"),
+            ("init_scale", 0, r"`init_scale` must be > 0, but got 0\.0"),
+            ("init_scale", {"stem": FloatDistribution(0.0, 2.0)}, r"`init_scale` must be > 0"),
             ("momentum", 1.0, r"`momentum` must be in \[0, 1\), but got 1\.0"),
         ],
     )

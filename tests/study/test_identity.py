@@ -150,6 +150,11 @@ class TestSpace:
         assert "--changed-space rescale" in said
         assert "--study-name" in said
 
+    def test_a_first_trial_with_scaled_weights_is_no_other_task(self, url: str, tmp_path: Path) -> None:
+        study = replace(with_space(LayerwiseSpace(lr=0.01, init_scale=FloatDistribution(2.0, 3.0))), n_trials=1)
+        run(study, open_study(study, url), tmp_path)
+        open_study(study, url)
+
     def test_constants_may_change(self, old: str) -> None:
         open_study(with_space(replace(tiny.SPACE, weight_decay=1e-3)), old)
 

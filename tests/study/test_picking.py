@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import ww_opt
 from tests import tiny
 from tests.study.test_closing import late_study
-from ww_opt import SpectralObjective, train_best
+from ww_opt import LayerwiseSpace, SpectralObjective, train_best
 from ww_opt.study.closing import closing
 from ww_opt.study.pick_card import git_commit, pick_card, write_card
 from ww_opt.study.study import open_study, run
@@ -43,6 +43,19 @@ class TestTrainBest:
         expected = kept[study.best_trial.number].state_dict()
         for name, value in model.state_dict().items():
             torch.testing.assert_close(value, expected[name])
+
+    def test_the_scale_of_the_initial_weights_is_set_again(self) -> None:
+        kept: list[nn.Module] = []
+        task = replace(tiny.TASK, optimizer=partial(torch.optim.SGD, lr=1e-9))
+        scaled = replace(
+            QUICK, task=task, space=LayerwiseSpace(init_scale=3.0), on_trained=lambda _, own: kept.append(own)
+        )
+        study = optimised(scaled, 1)
+        weight = train_best(study, scaled).state_dict()["0.weight"]
+        plain = replace(scaled, space=LayerwiseSpace(init_scale=1.0))
+        optimised(plain, 1)
+        torch.testing.assert_close(weight, kept[0].state_dict()["0.weight"])
+        torch.testing.assert_close(weight, 3.0 * kept[1].state_dict()["0.weight"])
 
     def test_another_seed_is_another_model(self) -> None:
         study = optimised(QUICK, 1)

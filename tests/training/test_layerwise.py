@@ -100,7 +100,33 @@ class TestLayers:
         ]
 
     def test_a_norm_before_the_first_matrix_joins_the_first_layer(self) -> None:
-        assert layers(PreNorm())[0].followers == ("norm.weight", "norm.bias", "cls_token")
+        assert layers(PreNorm())[0].followers == ("cls_token", "norm.weight", "norm.bias")
+
+    def test_a_norm_at_the_start_of_a_block_is_the_blocks_own(self) -> None:
+        def block() -> nn.Module:
+            return nn.ModuleDict({"norm": nn.LayerNorm(4), "fc": nn.Linear(4, 4), "after": nn.LayerNorm(4)})
+
+        model = nn.Sequential(nn.Linear(4, 4), block(), nn.Sequential(nn.Sequential(nn.BatchNorm1d(4)), block()))
+        model.append(nn.Sequential(nn.BatchNorm1d(4)))  # no layer in its container: it belongs to what it follows
+        model.append(nn.LayerNorm(4))
+        assert {layer.name: layer.followers for layer in layers(model)} == {
+            "0": ("0.bias",),
+            "1.fc": ("1.norm.weight", "1.norm.bias", "1.fc.bias", "1.after.weight", "1.after.bias"),
+            "2.1.fc": (
+                *("2.0.0.weight", "2.0.0.bias", "2.1.norm.weight", "2.1.norm.bias", "2.1.fc.bias"),
+                *("2.1.after.weight", "2.1.after.bias", "3.0.weight", "3.0.bias", "4.weight", "4.bias"),
+            ),
+        }
+
+    def test_dropout_at_the_start_of_a_block_is_not(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Dropout(), nn.LayerNorm(4), nn.Linear(4, 4)))
+        assert [layer.dropouts for layer in layers(model)] == [("1.0",), ()]
+
+    def test_a_table_of_biases_is_no_layer_though_it_is_an_embedding(self) -> None:
+        model = nn.ModuleDict({"q": nn.Linear(4, 4), "relative_attention_bias": nn.Embedding(8, 2)})
+        (layer,) = layers(model)
+        assert layer.followers == ("q.bias", "relative_attention_bias.weight")
+        assert len(layers(nn.ModuleDict({"q": nn.Linear(4, 4), "position": nn.Embedding(8, 2)}))) == 2
 
     def test_a_tied_weight_counts_once_where_it_stands_first(self) -> None:
         model = PreNorm()

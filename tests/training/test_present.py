@@ -49,7 +49,8 @@ def net() -> nn.Sequential:
 )
 def test_settings_of_a_factory(build: Any, expected: dict[str, float]) -> None:
     found = present(net(), build).settings
-    assert found == {"0.0": LayerSettings(**expected, dropout=0.1), "1.0": LayerSettings(**expected, dropout=0.5)}
+    shared = {**expected, "init_scale": 1.0}
+    assert found == {"0.0": LayerSettings(**shared, dropout=0.1), "1.0": LayerSettings(**shared, dropout=0.5)}
 
 
 def test_neither_model_nor_optimizer_is_touched() -> None:
@@ -111,9 +112,15 @@ def test_what_is_not_trained_by_the_optimizer_has_no_settings() -> None:
     model = net()
     found = present(model, SGD(model[0].parameters(), lr=0.1), by_block()).settings
     assert found == {
-        "0": LayerSettings(lr=0.1, weight_decay=0.0, momentum=0.0, dropout=0.1),
+        "0": LayerSettings(lr=0.1, weight_decay=0.0, momentum=0.0, dropout=0.1, init_scale=1.0),
         "1": LayerSettings(dropout=0.5),
     }
+
+
+def test_weights_that_are_all_zero_have_no_scale() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    nn.init.zeros_(model[1].weight)
+    assert [own.init_scale for own in present(model, SGD).settings.values()] == [1.0, None]
 
 
 def test_an_optimizer_of_another_model_is_named() -> None:

@@ -26,7 +26,7 @@ __all__ = [
     "unread",
 ]
 
-_SETTINGS = ("lr", "weight_decay", "momentum", "dropout")
+_SETTINGS = ("lr", "weight_decay", "momentum", "dropout", "init_scale")
 
 
 def number(value: Any) -> str:

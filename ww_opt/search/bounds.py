@@ -22,6 +22,7 @@ _SPACE = "ww_opt:space"
 _RESCALED = "ww_opt:rescaled"
 _SHOWN = 4
 _NO_DECAY = 1e-12
+_SCALE = 2.5
 _DECAY = {True: (1e-4, 1.0), False: (1e-6, 1e-2), None: (1e-6, 1.0)}
 """Beside the gradient decay is multiplied by the learning rate alone, so that it needs more; unknown: both."""
 
@@ -30,7 +31,8 @@ def around(kind: str, value: float, *, decoupled: bool | None = None, decades: f
     """Lay bounds around a present value.
 
     A learning rate gets ``decades`` each way on the logarithm. Weight decay gets the usual range of its family, widened
-    to a decade beyond the present one; dropout 0 to 0.5 and momentum 0.5 to 0.99, widened to hold it.
+    to a decade beyond the present one; dropout 0 to 0.5 and momentum 0.5 to 0.99, widened to hold it. The scale of the
+    initial weights gets a factor of 2.5 each way on the logarithm.
 
     Raises:
         ValueError: a learning rate is not positive.
@@ -47,6 +49,8 @@ def around(kind: str, value: float, *, decoupled: bool | None = None, decades: f
         if value > _NO_DECAY:
             low, high = min(low, _two_digits(value / 10.0)), max(high, _two_digits(value * 10.0))
         return FloatDistribution(low, high, log=True)
+    if kind == "init_scale":
+        return FloatDistribution(_two_digits(value / _SCALE), _two_digits(value * _SCALE), log=True)
     low, high = (0.0, 0.5) if kind == "dropout" else (0.5, 0.99)
     return FloatDistribution(min(low, value), max(high, value))
 

@@ -21,6 +21,7 @@ from ww_opt.search.space import LayerwiseSpace
 from ww_opt.spectral.scores import named_score
 from ww_opt.training.cadence import Cadence
 from ww_opt.training.cohorts import is_cross_entropy, judge_cohort, look_at_first_batch
+from ww_opt.training.init_scale import as_built
 from ww_opt.training.judging import Judgement
 from ww_opt.training.late_entry import LateEntry, LateExamples
 from ww_opt.training.modes import evaluating
@@ -58,7 +59,7 @@ class Run:
 
     Args:
         trial: the running trial.
-        model: as it was built, on its device; ``space`` sets its dropout, in place.
+        model: as it was built, on its device; ``space`` sets its dropout and the scale of its weights, in place.
         n_steps: optimizer steps of the run.
         space: what is searched, per layer. ``None``: nothing is suggested here.
         late: the training examples by number, of which some join late and judge the model. ``None``: no late entry.
@@ -67,7 +68,7 @@ class Run:
         score: a key of ``SCORES``, or ``"alpha:3.5"``, the alpha that it aims at.
         guard: as in :class:`ww_opt.SpectralObjective`; by default ``"late"`` with ``late``, else ``False``.
         first_loss: training loss before the first step. By default it is taken: with ``late`` in eval mode over eight
-            batches, else from the first step.
+            batches and of the weights before ``init_scale``, else from the first step.
         loss: ``loss(model, batch)``, a scalar; only needed where ``late`` has no ``logits``.
         look_budget: share of the training time that looks may take where ``interval_steps`` is ``None``.
         in_background: as in :class:`ww_opt.SpectralObjective`.
@@ -115,11 +116,12 @@ class Run:
         if self.late is not None:
             self.entry = self.late.over(self.n_steps)
             first = self.entry.present[: self.late.batch_size]
-            with undisturbed(self._device), evaluating(self.model):
+            with undisturbed(self._device), evaluating(self.model), as_built(self.model):
                 self.late = look_at_first_batch(self.model, self.late, placed(self.late.take(first), self._device))
             if self.first_loss is None:
                 some = self.entry.present[: _FIRST_BATCHES * self.late.batch_size]
-                losses = self._judged(some, 0).losses
+                with as_built(self.model):
+                    losses = self._judged(some, 0).losses
                 self.first_loss = losses[_UNSHARPENED if len(losses) > 1 else 0]
         joining = () if self.entry is None else self.entry.steps
         self._cadence = cadence_of(self.trial, self.n_steps, self.interval_steps, self.look_budget, joining)
@@ -282,5 +284,11 @@ def _check(run: Run) -> None:
         raise ValueError("`guard='late'` needs the examples by number: give `late=LateExamples(...)`, or `guard=True`.")
     if run.late is not None and run.late.logits is None and run.loss is None:
         raise ValueError("Late examples without `logits` are judged by the loss, but got none: give `loss=`.")
+    is_scaled = run.space is not None and run.space.init_scale not in (None, {})
+    if run.guard is True and run.late is None and run.first_loss is None and is_scaled:
+        raise ValueError(
+            "`guard=True` counts from the loss before training, but with `init_scale` in the space the first step's is "
+            "that of scaled weights: give `first_loss=`, the loss of a batch before `Run` is made, or `late=`."
+        )
     if run.first_loss is not None and not math.isfinite(run.first_loss):
         raise ValueError(f"`first_loss` must be finite, but got first_loss={run.first_loss}.")

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeAlias
+from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from torch import nn
 from torch.optim import Optimizer
 
 from ww_opt.search import records
 from ww_opt.search.bounds import around
+from ww_opt.search.choices import Choice, Single, check, suggested
 from ww_opt.search.starting import fitted
 from ww_opt.training.description import description
+from ww_opt.training.init_scale import apply_init_scale, scalable
 from ww_opt.training.labels import Label, by_layer
 from ww_opt.training.layerwise import Layer, LayerSettings, apply_dropout, labelled, parameter_groups
 from ww_opt.training.present import is_decoupled, present
 
-Single: TypeAlias = FloatDistribution | IntDistribution | float
-Choice: TypeAlias = Single | Mapping[str, Single] | None
-
-__all__ = ["Choice", "LayerwiseSpace", "crowding"]
+__all__ = ["LayerwiseSpace", "crowding"]
 
 _LOG = logging.getLogger(__name__)
 _KINDS = tuple(field.name for field in fields(LayerSettings))
+_ACTS_ON = {
+    "weight_decay": "a weight that is decayed",
+    "dropout": "a dropout module",
+    "init_scale": "a weight that is not 0 throughout",
+}
+"""What a kind acts on, where some labels may have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerwiseSpace:
-    """Suggests learning rate, weight decay, momentum and dropout for every label of a model.
+    """Suggests learning rate, weight decay, momentum, dropout and the scale of initial weights for every label.
 
     Each setting is a distribution (one parameter ``<setting>/<label>`` per label), a number (a constant: no
     parameter), a mapping from label to either, or ``None`` (the optimizer's or the model's own value).
@@ -46,6 +50,9 @@ class LayerwiseSpace:
             nor on what the model exempts itself (``no_weight_decay()``, ``parameter._no_weight_decay``).
         dropout: probability of dropping a unit, in [0, 1].
         momentum: in [0, 1); SGD's momentum or Adam's first beta.
+        init_scale: > 0; a factor on the weights that ``build_model`` returns, fresh or pretrained, once, before
+            training. Acts on matrices of layers, exempt from decay or not, never on biases, norm parameters, tokens,
+            position tables and frozen weights; on what layers share once. Scores count from the loss before it.
         label: layer name -> label: ``by_layer`` (default), ``by_depth``, ``by_kind``, ``by_block()``, ``by_prefix()``,
             ``tied`` or your own function. :meth:`describe` shows what it makes of a model.
 
@@ -58,12 +65,14 @@ class LayerwiseSpace:
     weight_decay: Choice = None
     dropout: Choice = None
     momentum: Choice = None
+    init_scale: Choice = None
     label: Label = by_layer
 
     def __post_init__(self) -> None:
         if all(getattr(self, kind) in (None, {}) for kind in _KINDS):
             raise ValueError(
-                "A space needs at least one setting, but got none: give lr, weight_decay, dropout or momentum."
+                "A space needs at least one setting, but got none: give lr, weight_decay, dropout, momentum or "
+                "init_scale."
             )
         if not callable(self.label):
             raise TypeError(
@@ -73,7 +82,7 @@ class LayerwiseSpace:
         for kind in _KINDS:
             choice = getattr(self, kind)
             for value in choice.values() if isinstance(choice, Mapping) else (choice,):
-                _check(kind, value)
+                check(kind, value)
 
     @classmethod
     def around(
@@ -83,6 +92,7 @@ class LayerwiseSpace:
         *,
         label: Label = by_layer,
         momentum: bool = False,
+        init_scale: bool = False,
         decades: float = 1.5,
     ) -> LayerwiseSpace:
         """Lay a space around what is trained today: ``LayerwiseSpace.around(build_model(), task.optimizer)``.
@@ -97,19 +107,21 @@ class LayerwiseSpace:
                 rates.
             label: as for the class.
             momentum: search it, too.
+            init_scale: search it, too, by a factor of 2.5 each way.
             decades: of the learning rate, each way; > 0.
 
         Raises:
             TypeError: ``optimizer`` is none.
-            ValueError: layers of one label have different learning rates, ``decades`` is not positive, the optimizer
-                has no momentum, or nothing is left to search.
+            ValueError: layers of one label have different learning rates, ``decades`` is not positive, momentum or
+                ``init_scale`` is asked for and acts on nothing, or nothing is left to search.
         """
         if not decades > 0:
             raise ValueError(f"`decades > 0` must hold, but got decades={decades}.")
         today = present(model, optimizer, label)
         decoupled = is_decoupled(today.optimizer)
         found: dict[str, Choice] = {}
-        for kind in (each for each in _KINDS if momentum or each != "momentum"):
+        asked = {"momentum": momentum, "init_scale": init_scale}
+        for kind in (each for each in _KINDS if asked.get(each, True)):
             bounds = {
                 name: around(kind, value, decoupled=decoupled, decades=decades)
                 for name, own in today.settings.items()
@@ -122,6 +134,10 @@ class LayerwiseSpace:
         if momentum and found["momentum"] is None:
             raise ValueError(
                 f"Momentum acts on nothing in {type(today.optimizer).__name__}: leave out `momentum=True`."
+            )
+        if init_scale and found["init_scale"] is None:
+            raise ValueError(
+                "`init_scale` needs weights that are trained and not all 0, but this model has none: leave it out."
             )
         return cls(**found, label=label)
 
@@ -152,9 +168,9 @@ class LayerwiseSpace:
         """
         return {
             f"{kind}/{label}": choice
-            for label, members in self._groups(model).items()
+            for label, acting in self._acting(model).items()
             for kind in _KINDS
-            if isinstance(choice := self._choice(kind, label, members), BaseDistribution) and not choice.single()
+            if isinstance(choice := self._choice(kind, label, acting), BaseDistribution) and not choice.single()
         }
 
     def suggest(self, trial: optuna.trial.BaseTrial, model: nn.Module) -> dict[str, LayerSettings]:
@@ -165,22 +181,25 @@ class LayerwiseSpace:
         """
         return {
             label: LayerSettings(
-                **{kind: _value(trial, f"{kind}/{label}", self._choice(kind, label, members)) for kind in _KINDS}
+                **{kind: suggested(trial, f"{kind}/{label}", self._choice(kind, label, acting)) for kind in _KINDS}
             )
-            for label, members in self._groups(model).items()
+            for label, acting in self._acting(model).items()
         }
 
     def configure(self, trial: optuna.trial.BaseTrial, model: nn.Module) -> list[dict[str, Any]]:
-        """Suggest settings, set the model's dropout in place, and return parameter groups for its optimizer.
+        """Suggest settings, set the model's dropout and scale in place, and return parameter groups for its optimizer.
 
         The settings are remembered with the trial, constants too. Groups hold ``momentum`` under that name, as SGD
-        takes it; :meth:`ww_opt.Run.optimizer` translates it for Adam and refuses what acts on nothing.
+        takes it; :meth:`ww_opt.Run.optimizer` translates it for Adam and refuses what acts on nothing. A model that was
+        configured before goes over to the new dropout and scale. A loss before training, which scores count from, is
+        that before this call: scaled weights have another one.
 
         Raises:
             ValueError: as in :meth:`suggest`.
         """
         settings = self.suggest(trial, model)
         apply_dropout(model, settings, self.label)
+        apply_init_scale(model, settings, self.label)
         groups = parameter_groups(model, settings, self.label)
         records.write(trial, settings={label: asdict(own) for label, own in settings.items()})  # type: ignore[arg-type]
         return groups
@@ -189,40 +208,48 @@ class LayerwiseSpace:
         """Return a table of what belongs together: label, layer, kind, weights, what is not decayed, dropout."""
         return description(model, self.label)
 
-    def _choice(self, kind: str, label: str, members: tuple[Layer, ...]) -> Single | None:
+    def _choice(self, kind: str, label: str, acting: frozenset[str]) -> Single | None:
         choice: Choice = getattr(self, kind)
         if isinstance(choice, Mapping):
             return choice.get(label)
-        return choice if _acts(kind, members) else None
+        return choice if kind in acting else None
 
-    def _groups(self, model: nn.Module) -> dict[str, tuple[Layer, ...]]:
-        """Group the layers by label, and check that every setting acts on something."""
+    def _acting(self, model: nn.Module) -> dict[str, frozenset[str]]:
+        """Say which kinds act on something in each label, and check that every setting does."""
         groups = labelled(model, self.label)
+        with_scale = frozenset() if self.init_scale is None else scalable(model, groups)
+        acting = {
+            label: frozenset(kind for kind in _KINDS if _acts(kind, members, has_scale=label in with_scale))
+            for label, members in groups.items()
+        }
         for kind in _KINDS:
             choice = getattr(self, kind)
-            if isinstance(choice, Mapping) and not set(choice) <= set(groups):
+            if isinstance(choice, Mapping) and not set(choice) <= set(acting):
                 raise ValueError(
                     f"`{kind}` may only name labels of the model, but got {sorted(choice)}; "
-                    f"labels of the model: {sorted(groups)}."
+                    f"labels of the model: {sorted(acting)}."
                 )
-        with_dropout = [label for label, members in groups.items() if _acts("dropout", members)]
-        if isinstance(self.dropout, Mapping) and not set(self.dropout) <= set(with_dropout):
-            raise ValueError(
-                f"`dropout` may only name labels with a dropout module, but got {sorted(self.dropout)}; "
-                f"labels with one: {sorted(with_dropout)}."
-            )
-        if self.dropout is not None and not with_dropout:
-            raise ValueError(
-                "Dropout is in the space, but the model has no dropout module: add one, call "
-                "`ww_opt.add_dropout(model, names)` in `build_model`, or leave dropout out."
-            )
-        with_decay = [label for label, members in groups.items() if _acts("weight_decay", members)]
-        if isinstance(self.weight_decay, Mapping) and not set(self.weight_decay) <= set(with_decay):
-            raise ValueError(
-                f"`weight_decay` may only name labels with a weight that is decayed, but got "
-                f"{sorted(self.weight_decay)}; labels with one: {sorted(with_decay)}."
-            )
-        return groups
+            with_one = [label for label, kinds in acting.items() if kind in kinds]
+            if isinstance(choice, Mapping) and not set(choice) <= set(with_one):
+                raise ValueError(
+                    f"`{kind}` may only name labels with {_ACTS_ON[kind]}, but got {sorted(choice)}; "
+                    f"labels with one: {sorted(with_one)}."
+                )
+            if kind == "dropout" and choice is not None and not with_one:
+                raise ValueError(
+                    "Dropout is in the space, but the model has no dropout module: add one, call "
+                    "`ww_opt.add_dropout(model, names)` in `build_model`, or leave dropout out."
+                )
+        return acting
+
+
+def _acts(kind: str, members: tuple[Layer, ...], *, has_scale: bool) -> bool:
+    """Whether a setting of this kind acts on anything in these layers."""
+    if kind == "dropout":
+        return any(layer.dropouts for layer in members)
+    if kind == "weight_decay":
+        return any(layer.weights for layer in members)
+    return kind != "init_scale" or has_scale
 
 
 def crowding(n_parameters: int, n_trials: int) -> str:
@@ -234,47 +261,3 @@ def crowding(n_parameters: int, n_trials: int) -> str:
         "knows little more than chance. Share settings between layers (`label=by_depth`, `by_kind` or `tied`), or run "
         "more trials."
     )
-
-
-def _acts(kind: str, members: tuple[Layer, ...]) -> bool:
-    """Whether a setting of this kind acts on anything in these layers."""
-    if kind == "dropout":
-        return any(layer.dropouts for layer in members)
-    return kind != "weight_decay" or any(layer.weights for layer in members)
-
-
-def _value(trial: optuna.trial.BaseTrial, name: str, choice: Single | None) -> float | None:
-    if choice is None:
-        return None
-    if isinstance(choice, FloatDistribution):
-        if choice.single():
-            return choice.low
-        return trial.suggest_float(name, choice.low, choice.high, step=choice.step, log=choice.log)
-    if isinstance(choice, IntDistribution):
-        if choice.single():
-            return choice.low
-        return trial.suggest_int(name, choice.low, choice.high, step=choice.step, log=choice.log)
-    return float(choice)
-
-
-def _check(kind: str, choice: object) -> None:
-    if choice is None:
-        return
-    if isinstance(choice, FloatDistribution | IntDistribution):
-        low, high = float(choice.low), float(choice.high)
-    elif isinstance(choice, int | float) and not isinstance(choice, bool):
-        low = high = float(choice)
-    else:
-        raise TypeError(
-            f"`{kind}` must be a FloatDistribution, an IntDistribution, a number, a mapping from label to these, or "
-            f"None, but got {type(choice).__name__}."
-        )
-    ok, rule = {
-        "lr": (low > 0, "> 0"),
-        "weight_decay": (low >= 0, ">= 0"),
-        "dropout": (low >= 0 and high <= 1, "in [0, 1]"),
-        "momentum": (low >= 0 and high < 1, "in [0, 1)"),
-    }[kind]
-    if not ok or not math.isfinite(high):
-        shown = (low, high) if isinstance(choice, BaseDistribution) else low
-        raise ValueError(f"`{kind}` must be {rule}, but got {shown}.")

@@ -24,7 +24,6 @@ from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.training.cohorts import judge_cohort, look_at_first_batch
 from ww_opt.training.judging import ACCURACY_SHARE, Judgement, late_loss
 from ww_opt.training.late_entry import LateEntry, LateExamples
-from ww_opt.training.layerwise import apply_dropout, parameter_groups
 from ww_opt.training.randomness import seeded
 from ww_opt.training.run import train
 from ww_opt.training.task import placed
@@ -174,9 +173,7 @@ def _run(
             return (late.take(index) for index in torch.split(shuffled, late.batch_size))
 
         model = task.build_model()
-        settings = objective.space.suggest(FixedTrial(dict(parameters)), model)
-        apply_dropout(model, settings, objective.space.label)
-        groups = parameter_groups(model, settings, objective.space.label)
+        groups = objective.space.configure(FixedTrial(dict(parameters)), model)
         own = replace(task, batches=batches, late_entry=None)
         *_, last = train(model, own, groups, n_steps=objective.n_steps, interval_steps=objective.n_steps)
         if not last.is_finite:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-__all__ = ["exempt", "is_table", "own_key"]
+__all__ = ["exempt", "is_bias_table", "is_table", "own_key"]
 
 _ORIGINAL = re.compile(r"\bparametrizations\.(\w+)\..+$")  # torch keeps what a parametrised weight is made of there
 _WORDS = re.compile("pos|positions?|positional|tokens?|cls|pe|emb|embed|embeddings?|bias|prompts?")
@@ -54,6 +54,12 @@ def _listed(module: nn.Module, name: str) -> tuple[str, ...]:
     if isinstance(value, Iterable) and not isinstance(value, torch.Tensor | nn.Module):
         return tuple(item for item in value if isinstance(item, str))
     return ()
+
+
+def is_bias_table(name: str, module: nn.Module) -> bool:
+    """Whether a parameter is a table of biases that is kept as an embedding, as T5's ``relative_attention_bias`` is."""
+    own = own_key(name).rpartition(".")[0].rpartition(".")[2]
+    return isinstance(module, nn.Embedding) and "bias" in own.lower().split("_")
 
 
 def is_table(name: str, parameter: torch.Tensor) -> bool:

@@ -2,9 +2,11 @@
 
 A *layer* is what owns a weight of two or more dimensions: a leaf module (``encoder.0``) or, where a
 container holds the weight itself, the parameter (``experts``). Everything else belongs to a layer, shares its learning
-rate and gets no weight decay: biases, norm parameters and dropout belong to the layer they follow in the module's order
-(to the first layer where none comes before); what a container holds beside its layers (class tokens, position tables,
-``A_log``) belongs to the first layer inside that container. So does a weight that the model exempts from decay
+rate and gets no weight decay. Biases and norm parameters belong to the layer they follow in their container, in the
+module's order, or, where none comes before in there, to the first layer after them in it: a block's first norm is the
+block's own. Dropout belongs to the layer it follows, in whichever container; to the first layer where none comes
+before. What a container holds beside its layers (class tokens, position tables, ``A_log``) belongs to the first layer
+inside that container. So does a weight that the model exempts from decay
 (:mod:`ww_opt.training.decay`) go on as one of its layer's undecayed parameters. Names are those of the model inside its
 wrappers. A *label function* maps layer names to labels (:mod:`ww_opt.training.labels`); settings are a ``dict`` from
 label to :class:`LayerSettings`.
@@ -22,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from ww_opt.training.decay import exempt, is_table, own_key
+from ww_opt.training.decay import exempt, is_bias_table, is_table, own_key
 from ww_opt.training.dropout import check_probability, has_added_dropout, has_own_dropout, set_dropout
 from ww_opt.training.labels import Label, LayerName, by_layer, parts
 from ww_opt.training.modes import asleep
@@ -30,7 +32,7 @@ from ww_opt.training.tracing import followed
 from ww_opt.training.wrappers import plain_names
 
 _PARAMETRIZATIONS = "parametrizations"  # torch's name for the module that holds the original tensors
-_FIELDS = ("weights", "followers", "dropouts")
+_FIELDS = ("weights", "followers", "dropouts", "exempt")
 
 __all__ = ["Layer", "LayerSettings", "apply_dropout", "labelled", "layers", "parameter_groups"]
 
@@ -43,6 +45,7 @@ class LayerSettings:
     weight_decay: float | None = None
     momentum: float | None = None
     dropout: float | None = None
+    init_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,19 @@ class Layer:
     """One layer: its matrices, the parameters beside them that are not decayed, and the dropout modules behind it.
 
     ``name`` of a layer that :func:`layers` found is a :class:`ww_opt.training.labels.LayerName`. ``weights`` is empty
-    where the model exempts all of them from decay.
+    where the model exempts all of them from decay: ``exempt`` are those of its matrices that are among the followers.
     """
 
     name: str
     weights: tuple[str, ...]
     followers: tuple[str, ...] = ()
     dropouts: tuple[str, ...] = ()
+    exempt: tuple[str, ...] = ()
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """All its matrices, decayed or not."""
+        return (*self.weights, *self.exempt)
 
 
 def layers(model: nn.Module) -> tuple[Layer, ...]:
@@ -77,8 +86,7 @@ def layers(model: nn.Module) -> tuple[Layer, ...]:
         walk = _Walk(model, tables_are_layers=True)
         walk.visit("", model)
     for first in list(walk.found.values())[:1]:
-        for field, names in walk.early.items():
-            first[field][:0] = names
+        first["dropouts"][:0] = walk.early["dropouts"]
     _move(walk.found, followed(model))
     return tuple(
         Layer(LayerName(name, walk.kinds[name], part), **{field: tuple(members[field]) for field in _FIELDS})
@@ -96,7 +104,10 @@ def _move(found: Mapping[str, defaultdict[str, list[str]]], to: Mapping[str, str
 
 
 class _Walk:
-    """One pass over a model's modules: names by layer and field; ``early`` is what stands before the first layer."""
+    """One pass over a model's modules: names by layer and field; ``early`` is what stands before the first layer.
+
+    ``_waiting`` are parameters that no layer precedes in their container, ``_n_outside`` the layers found outside it.
+    """
 
     def __init__(self, model: nn.Module, *, tables_are_layers: bool = False) -> None:
         self.found: dict[str, defaultdict[str, list[str]]] = {}
@@ -107,6 +118,8 @@ class _Walk:
         self._exempt = exempt(model, self._plain)
         self._asleep = set(asleep(model))
         self._current = self.early
+        self._waiting: list[str] = []
+        self._n_outside = 0
         self._seen: set[int] = set()
 
     def visit(self, name: str, module: nn.Module, is_attention: bool = False) -> None:
@@ -116,32 +129,41 @@ class _Walk:
         direct = [(key, tensor) for key, tensor in _own_parameters(name, module) if self._is_new(tensor)]
         weights = [(key, tensor) for key, tensor in direct if self._is_weight(module, key, tensor)]
         beside = [self._plain(key) for key, _ in direct if key not in dict(weights)]
+        n_outside = self._n_outside
+        if _children(module):
+            self._n_outside = len(self.found)
         # matrices first: a bias registered before its weight still follows it
         for key, tensor in weights:
             owner = _owner(self._plain(name), module, self._plain(key))
             self._current = self.found.setdefault(owner, defaultdict(list))
             self.kinds.setdefault(owner, _kind(module, tensor, is_attention))
-            self._current["followers" if key in self._exempt else "weights"].append(self._plain(key))
-        n_before = len(self.found)
-        is_container = not weights and bool(_children(module))
-        if not is_container:
-            self._current["followers"].extend(beside)
+            self._current["followers"] += self._waiting
+            self._waiting.clear()
+            for field in ("followers", "exempt") if key in self._exempt else ("weights",):
+                self._current[field].append(self._plain(key))
+        self._place(beside)
         is_awake = module not in self._asleep
         if has_own_dropout(module) and not has_added_dropout(module) and is_awake:
             self._current["dropouts"].append(self._plain(name))
-        before = self._current
         for key, child in _children(module):
             self.visit(_join(name, key), child, is_attention)
-        if is_container:
-            inside = list(self.found.values())[n_before:][:1]
-            (inside[0] if inside else before)["followers"][:0] = beside
+        self._n_outside, waiting, self._waiting = n_outside, self._waiting, []
+        self._place(waiting)
         if has_added_dropout(module) and is_awake:
             self._current["dropouts"].append(self._plain(name))  # the hook acts behind everything inside
+
+    def _place(self, names: list[str]) -> None:
+        found_inside = len(self.found) > self._n_outside
+        (self._current["followers"] if found_inside else self._waiting).extend(names)
 
     def _is_weight(self, module: nn.Module, key: str, parameter: nn.Parameter) -> bool:
         if parameter.ndim < 2 or isinstance(module, nn.LayerNorm | nn.RMSNorm):  # norms may be of any shape
             return False
-        is_beside = is_table(key, parameter) or (key in self._exempt and "weight" not in own_key(key))
+        is_beside = (
+            is_table(key, parameter)
+            or is_bias_table(key, module)
+            or (key in self._exempt and "weight" not in own_key(key))
+        )
         return self._tables_are_layers or not is_beside
 
     def _is_new(self, item: nn.Module | nn.Parameter) -> bool:

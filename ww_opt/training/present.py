@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ww_opt.training.dropout import dropout_of
+from ww_opt.training.init_scale import scalable
 from ww_opt.training.labels import Label, by_layer
 from ww_opt.training.layerwise import Layer, LayerSettings, labelled, parameter_groups
 from ww_opt.training.optimizers import build_optimizer, momentum_key
@@ -34,7 +35,7 @@ def present(model: nn.Module, optimizer: Optimizer | Callable[..., Optimizer], l
     """Read each label's settings off an optimizer and the model's own dropout; ``None`` where there is no such thing.
 
     Weights say them: biases and norms follow. Of several rates of dropout in one label it is the mean; of several
-    weight decays the largest, since what is not decayed is an exception.
+    weight decays the largest, since what is not decayed is an exception. The scale of the weights as they are is 1.
 
     Args:
         model: as ``build_model`` returns it.
@@ -59,8 +60,9 @@ def present(model: nn.Module, optimizer: Optimizer | Callable[..., Optimizer], l
             "model that it was built on."
         )
     key = momentum_key(built)
-    found = {}
-    for name, members in labelled(model, label).items():
+    found, labels = {}, labelled(model, label)
+    with_scale = scalable(model, labels)
+    for name, members in labels.items():
         groups = list(_groups(members, tensors, group_of))
         rates = [dropout_of(modules[place]) for layer in members for place in layer.dropouts]
         found[name] = LayerSettings(
@@ -68,6 +70,7 @@ def present(model: nn.Module, optimizer: Optimizer | Callable[..., Optimizer], l
             weight_decay=_largest_decay(members, groups),
             momentum=None if key is None else _one("momentum", name, [_momentum(group, key) for group in groups]),
             dropout=sum(rates) / len(rates) if rates else None,
+            init_scale=1.0 if groups and name in with_scale else None,
         )
     return Present(built, found)
 

@@ -17,6 +17,7 @@ from ww_opt.training.cadence import Cadence
 from ww_opt.training.cohorts import is_cross_entropy
 from ww_opt.training.divergence import divergence
 from ww_opt.training.first_batch import explained
+from ww_opt.training.init_scale import as_built
 from ww_opt.training.judging import Judgement
 from ww_opt.training.late_entry import LateEntry
 from ww_opt.training.loop import Cohorts, Loop, Parts, drawn, drawn_at, endless, entry_of, no_batches, taken
@@ -33,7 +34,8 @@ class Checkpoint:
 
     ``train_loss`` is the clean training loss: dropout off, no gradient, averaged over a few training batches.
     ``running_loss`` is the mean over the steps since the last checkpoint, dropout on. ``first_loss`` is the clean
-    loss before the first step. All are NaN or infinite where training diverged; the run ends with that checkpoint.
+    loss before the first step, of the weights before any ``init_scale``. All are NaN or infinite where training
+    diverged; the run ends with that checkpoint.
     ``late`` is what :class:`ww_opt.LateExamples` have said so far, those among them who join with the next step.
     ``in_nats``: whether the loss is a cross-entropy. ``model`` is the live model, in eval mode. ``seconds`` is the time
     spent in training since the start, without that of checkpoints: ``loss_seconds`` for this one's clean loss, and the
@@ -109,7 +111,7 @@ def _checkpoints(loop: Loop, cadence: Cadence, n_loss_batches: int) -> Iterator[
     streams = Streams.now(task.device)
     entry = entry_of(task, n_steps)
     probe = _probe(task, entry, n_loss_batches)
-    with explained(model, probe):
+    with explained(model, probe), as_built(model):
         first_loss = loop.clean_loss(probe)
         cohorts = Cohorts(loop, entry, loop.looked_at(probe[0]))
     streams.restore()

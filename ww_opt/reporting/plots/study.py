@@ -37,7 +37,7 @@ __all__ = ["study_figure"]
 _LAYER_COLOURS = (Colour.BLUE, Colour.GREEN, Colour.INK, Colour.PINK, Colour.SKY)
 _MAX_NAMED = 12
 """Layers whose curves are named; of more, the first and the last."""
-_MAX_KINDS = 4
+_MAX_KINDS = 5
 """Kinds of settings that find room beside each other."""
 
 
