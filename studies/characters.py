@@ -17,7 +17,6 @@ STUDY = Study(
         characters.make_task(),
         replace(characters.SPACE, label=kind_of_layer),
         n_steps=characters.N_STEPS,
-        interval_steps=characters.INTERVAL_STEPS,
         guard="late",
     ),
     n_trials=25,

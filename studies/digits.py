@@ -9,7 +9,6 @@ STUDY = Study(
         digits.make_task(label_noise=0.2),
         digits.SPACE,
         n_steps=digits.N_STEPS,
-        interval_steps=digits.INTERVAL_STEPS,
         guard="late",
     ),
     n_trials=40,

@@ -306,6 +306,24 @@ def test_a_real_diagnosis_of_a_model_at_rest_freezes_all_but_the_last() -> None:
     assert schedule.events[0].step == 2
 
 
+def test_a_compiled_model_is_frozen_and_trained_on() -> None:
+    model = net()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.AdamW(compiled.parameters(), lr=0.1)
+    train(compiled, optimizer, 2)
+    schedule = FreezeSchedule(compiled, call)
+    assert schedule.update(diagnose(compiled)) == ()
+    schedule.update(diagnose(compiled))
+    assert schedule.update(diagnose(compiled)) == ("first", "second")
+    before = {name: own.clone() for name, own in model.state_dict().items()}
+    train(compiled, optimizer)
+    moved = {name for name, own in model.state_dict().items() if not torch.equal(own, before[name])}
+    assert moved == {"scale", "head.weight", "head.bias"}
+    schedule.thaw()
+    train(compiled, optimizer)
+    assert not torch.equal(model.first.weight, before["first.weight"])
+
+
 def test_nothing_is_frozen_under_ddp_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     model = net()
     wrapped = nn.Module()
