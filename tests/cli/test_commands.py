@@ -466,6 +466,22 @@ def test_a_changed_space_is_refused_or_gone_on_with_as_asked(ww: Runner) -> None
     assert len(ww.host().trials) == 2
 
 
+def test_a_new_study_begins_with_settings_of_an_earlier_one_and_says_so(ww: Runner) -> None:
+    assert ww("run", TINY, "--no-mlflow", "--n-trials", 1).code == 0
+    command = ("run", TINY, "--no-mlflow", "--study-name", "later", "--from", "tiny", "--n-trials")
+    answer = ww(*command, 2)
+    assert answer.code == 0
+    first, *_ = answer.err.splitlines()
+    assert first == "Carried over from study 'tiny': the settings of 1 of its best trials, tried first."
+    assert [records.read(own, "origin") for own in ww.host("later").trials] == ["carried over from study 'tiny'", None]
+    again = ww(*command, 2)
+    assert again.err.startswith("Study 'later' has 2 of 2 trials already")
+    assert "arried over" not in again.err
+    refused = ww("run", TINY, "--no-mlflow", "--study-name", "third", "--from", "none")
+    assert refused.code == 2
+    assert "but got 'none', and the storage of this study has 'later', 'tiny'" in refused.err
+
+
 class TestWorkers:
     def test_they_share_the_budget_exactly(self, ww: Runner) -> None:
         assert ww("run", TINY, "--no-mlflow", "--n-trials", 1).code == 0

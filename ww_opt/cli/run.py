@@ -50,6 +50,13 @@ __all__ = ["run"]
     "which does unless it says otherwise.",
 )
 @click.option(
+    "--from",
+    "carry_over",
+    metavar="NAME[@STORAGE]",
+    help="Let a new study try the best settings of an earlier one early, fitted to its own layers. STORAGE as for "
+    "--storage; default: the same. Default: the study's own.",
+)
+@click.option(
     "--changed-space",
     type=click.Choice(["refuse", "rescale"]),
     help="Where a stored study was run in other bounds: refuse, or go on with the new ones. Default: the study's own.",
@@ -106,7 +113,7 @@ def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLf
 
     if options["workers"] < 1:
         raise ValueError(f"`workers >= 1` must hold, but got workers={options['workers']}.")
-    given = {name: options[name] for name in ("n_trials", "timeout", "seed", "start", "changed_space")}
+    given = {name: options[name] for name in ("n_trials", "timeout", "seed", "start", "carry_over", "changed_space")}
     changes = {key: value for key, value in {**given, "name": options["study_name"]}.items() if value is not None}
     if options["catch"] is not None:
         changes["catch"] = (Exception,) if options["catch"] else ()
@@ -134,6 +141,7 @@ def _tell_trouble(trouble: Trouble) -> None:
 
 def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: MLflowCallback | None) -> None:
     from ww_opt.reporting.progress import Progress
+    from ww_opt.search.starting import carried_of
     from ww_opt.study.closing import too_many_parameters
     from ww_opt.study.study import n_finished
     from ww_opt.study.study import run as run_here
@@ -143,6 +151,8 @@ def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: ML
     if done:
         left = "going on from there" if done < study.n_trials else "more with a higher --n-trials"
         click.echo(f"Study {study.name!r} has {done} of {study.n_trials} trials already; {left}.", err=True)
+    elif carried := carried_of(host):
+        click.echo(carried.told, err=True)
     if many := too_many_parameters(study.objective, study.n_trials):
         click.echo(many, err=True)
     if tracker is not None:

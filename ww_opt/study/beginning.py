@@ -1,4 +1,4 @@
-"""The first trial of a fresh study: the user's present configuration, or values that he names."""
+"""How a study begins: it is known again, or fresh, with the user's configuration and what is carried over first."""
 
 from __future__ import annotations
 
@@ -10,12 +10,40 @@ from torch import nn
 
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.repeats import start_of
-from ww_opt.search.starting import GIVEN, PRESENT, Start, check_start, remember_start
+from ww_opt.search.starting import GIVEN, PRESENT, Start, carried_of, check_start, remember_start
+from ww_opt.study.carrying import lay_carried
 from ww_opt.study.faults import is_bad_input
+from ww_opt.study.identity import check_same_space, check_same_task, fresh_model
 
-__all__ = ["enqueue_start", "lay_start"]
+__all__ = ["enqueue_start", "lay_start", "recognise"]
 
 _LOG = logging.getLogger(__name__)
+
+
+def recognise(
+    host: optuna.Study,
+    objective: SpectralObjective,
+    *,
+    start: bool | Mapping[str, float],
+    carry_over: str | optuna.Study | None,
+    may_change: bool,
+) -> None:
+    """Refuse another task or space under this name; of a fresh study remember both, and where it starts.
+
+    Raises:
+        ValueError: one of them differs, ``start`` is no point of the space, or nothing can be carried over.
+    """
+    model = fresh_model(objective)
+    if model is None:
+        return
+    check_same_task(host, objective, model)
+    try:
+        bounds = objective.space.parameters(model)
+    except Exception:  # what is wrong is told by the first trial, with its place
+        return
+    check_same_space(host, bounds, may_change=may_change)
+    lay_start(host, objective, model, start)
+    lay_carried(host, carry_over, bounds)
 
 
 def lay_start(
@@ -37,9 +65,12 @@ def lay_start(
 
 
 def enqueue_start(host: optuna.Study) -> None:
-    """Let the start be the first trial of a study that has none yet: once, whoever comes first."""
-    if not host.get_trials(deepcopy=False) and (values := start_of(host)):
-        host.enqueue_trial(values, skip_if_exists=True)
+    """Queue the start, and then what is carried over, in a study that has no trial yet: once, whoever comes first."""
+    if host.get_trials(deepcopy=False):
+        return
+    start, carried = start_of(host), carried_of(host)
+    for own in (*([start] if start else []), *(carried.settings if carried else ())):
+        host.enqueue_trial(own, skip_if_exists=True)
 
 
 def _present(objective: SpectralObjective, model: nn.Module) -> Start | None:
