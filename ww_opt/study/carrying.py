@@ -108,7 +108,7 @@ def _named(host: optuna.Study, reference: str) -> optuna.Study:
     there = f"{', '.join(map(repr, some))}{f' and {len(found) - len(some)} more' if len(found) > len(some) else ''}"
     raise ValueError(
         f"`carry_over` (--from) must name a study that is there, but got {name!r}, and {where} has {there or 'none'}: "
-        "take one of these, or say where it is, NAME@sqlite:///path/to/studies.db."
+        f"{'take one of these, or ' if found else ''}say where it is, NAME@sqlite:///path/to/studies.db."
     )
 
 
