@@ -419,21 +419,6 @@ def started(folder: Path, *options: str) -> subprocess.Popen[str]:
     return process
 
 
-class TestCarryOver:
-    def test_leaders_of_an_earlier_study_come_first(self, ww: Runner) -> None:
-        assert ww("run", TINY, "--study-name", "small", "--n-trials", 2, "--no-mlflow").code == 0
-        command = ("run", TINY, "--carry-over", "small", "--n-trials", 2, "--no-mlflow")
-        answer = ww(*command)
-        assert answer.code == 0
-        assert "2 leaders of study 'small' will be tried first" in answer.err
-        best = min(ww.host("small").trials, key=lambda trial: trial.value)
-        assert ww.host().trials[0].params == pytest.approx(best.params)
-        assert "will be tried first" not in ww(*command).err, "the same command goes on"
-
-    def test_one_that_is_not_there_is_refused(self, ww: Runner) -> None:
-        TestBadInput.check(ww("run", TINY, "--carry-over", "small", "--no-mlflow"), "there is no 'small'")
-
-
 class TestJudge:
     def test_the_pick_beside_its_rivals_and_a_search_on_the_test_set(self, ww: Runner) -> None:
         path = ww.study("STUDY = replace(study(), start=True)")
@@ -524,6 +509,22 @@ def test_a_changed_space_is_refused_or_gone_on_with_as_asked(ww: Runner) -> None
     assert "Traceback" not in refused.err
     assert ww("run", path, "--no-mlflow", "--n-trials", 2, "--changed-space", "rescale").code == 0
     assert len(ww.host().trials) == 2
+
+
+def test_a_new_study_begins_with_settings_of_an_earlier_one_and_says_so(ww: Runner) -> None:
+    assert ww("run", TINY, "--no-mlflow", "--n-trials", 1).code == 0
+    command = ("run", TINY, "--no-mlflow", "--study-name", "later", "--from", "tiny", "--n-trials")
+    answer = ww(*command, 2)
+    assert answer.code == 0
+    first, *_ = answer.err.splitlines()
+    assert first == "Carried over from study 'tiny': the settings of 1 of its best trials, tried first."
+    assert [records.read(own, "origin") for own in ww.host("later").trials] == ["carried over from study 'tiny'", None]
+    again = ww(*command, 2)
+    assert again.err.startswith("Study 'later' has 2 of 2 trials already")
+    assert "arried over" not in again.err
+    refused = ww("run", TINY, "--no-mlflow", "--study-name", "third", "--from", "none")
+    assert refused.code == 2
+    assert "but got 'none', and the storage of this study has 'later', 'tiny'" in refused.err
 
 
 class TestWorkers:

@@ -22,7 +22,6 @@ from tests import tiny
 from ww_opt import Study
 from ww_opt.search import records
 from ww_opt.search.starting import GIVEN, PRESENT
-from ww_opt.study.beginning import lay_earlier
 from ww_opt.study.study import open_study, run
 
 NAMES = ["lr/0", "lr/2", "lr/4"]
@@ -187,30 +186,3 @@ def test_a_search_of_optunas_own_begins_with_it_as_well() -> None:
     assert study.trials[0].params == {
         f"{kind}/{n}": v for n in "024" for kind, v in (("lr", 0.003), ("weight_decay", 0.01))
     }
-
-
-class TestEarlier:
-    """Leaders of another study come after the start, in the labels of this one."""
-
-    def earlier(self, url: str) -> optuna.Study:
-        host = optuna.create_study(study_name="small", storage=url)
-        for value, rates in ((2.0, (0.09, 0.09)), (1.0, (0.01, 0.04))):
-            params = {"lr/a": rates[0], "lr/b": rates[1]}
-            bounds = dict.fromkeys(params, FloatDistribution(1e-3, 1e-1, log=True))
-            host.add_trial(optuna.trial.create_trial(params=params, distributions=bounds, value=value))
-        return host
-
-    def test_they_are_tried_once_after_the_start(self, tmp_path: Path, url: str) -> None:
-        host = open_study(STUDY, url)
-        assert lay_earlier(host, QUICK, self.earlier(url)) == 2
-        run(replace(STUDY, n_trials=4), host, tmp_path)
-        assert host.trials[0].params == dict.fromkeys(NAMES, 0.003)
-        assert list(host.trials[1].params.values()) == pytest.approx([0.01, 0.01, 0.04])
-        assert list(host.trials[2].params.values()) == pytest.approx([0.09, 0.09, 0.09])
-        assert lay_earlier(host, QUICK, optuna.load_study(study_name="small", storage=url)) == 0, "it goes on"
-        assert len(host.trials) == 4
-
-    def test_the_study_itself_is_no_earlier_one(self, url: str) -> None:
-        host = open_study(STUDY, url)
-        with pytest.raises(ValueError, match="must be another one, but got 'tiny' itself"):
-            lay_earlier(host, QUICK, host)

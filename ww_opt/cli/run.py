@@ -15,7 +15,6 @@ import click
 
 from ww_opt.cli.ending import close, draw, finish
 from ww_opt.cli.exit_codes import FAILED, INTERRUPTED
-from ww_opt.cli.stored import stored
 
 if TYPE_CHECKING:
     import optuna
@@ -51,15 +50,16 @@ __all__ = ["run"]
     "which does unless it says otherwise.",
 )
 @click.option(
+    "--from",
+    "carry_over",
+    metavar="NAME[@STORAGE]",
+    help="Let a new study try the best settings of an earlier one early, fitted to its own layers. STORAGE as for "
+    "--storage; default: the same. Default: the study's own.",
+)
+@click.option(
     "--changed-space",
     type=click.Choice(["refuse", "rescale"]),
     help="Where a stored study was run in other bounds: refuse, or go on with the new ones. Default: the study's own.",
-)
-@click.option(
-    "--carry-over",
-    metavar="NAME",
-    help="Earlier study in the same storage, of another width or depth or other bounds: what its three leaders have "
-    "in common over the layers is tried after the present configuration. A study that goes on passes it over.",
 )
 @click.option(
     "--tracking-uri", help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else sqlite in --directory."
@@ -86,8 +86,6 @@ def run(study_file: str, **options: Any) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     study, job, tracker = _prepared(study_file, options)
     host = open_study(study, job.storage)
-    if options["carry_over"] is not None:
-        _carry_over(study, host, job.storage, options["carry_over"])
     go_on = command_line("ww-opt", *sys.argv[1:])
     try:
         _run(study, host, job, options["workers"], tracker)
@@ -115,7 +113,7 @@ def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLf
 
     if options["workers"] < 1:
         raise ValueError(f"`workers >= 1` must hold, but got workers={options['workers']}.")
-    given = {name: options[name] for name in ("n_trials", "timeout", "seed", "start", "changed_space")}
+    given = {name: options[name] for name in ("n_trials", "timeout", "seed", "start", "carry_over", "changed_space")}
     changes = {key: value for key, value in {**given, "name": options["study_name"]}.items() if value is not None}
     if options["catch"] is not None:
         changes["catch"] = (Exception,) if options["catch"] else ()
@@ -126,20 +124,6 @@ def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLf
     tracker = None if options["no_mlflow"] else _tracker(options, directory)
     directory.mkdir(parents=True, exist_ok=True)
     return study, replace(job, directory=directory / study.name), tracker
-
-
-def _carry_over(study: Study, host: optuna.Study, storage: str, name: str) -> None:
-    from ww_opt.study.beginning import lay_earlier
-
-    earlier = stored(name, storage)
-    if earlier is None:
-        raise ValueError(
-            f"--carry-over must name a study that was run, but there is no {name!r} in {storage}: run it there first, "
-            "or leave the option out."
-        )
-    if n := lay_earlier(host, study.objective, earlier):
-        many = "The leader" if n == 1 else f"{n} leaders"
-        click.echo(f"{many} of study {name!r} will be tried first, carried over to this space.", err=True)
 
 
 def _tracker(options: dict[str, Any], directory: Path) -> MLflowCallback:
@@ -157,6 +141,7 @@ def _tell_trouble(trouble: Trouble) -> None:
 
 def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: MLflowCallback | None) -> None:
     from ww_opt.reporting.progress import Progress
+    from ww_opt.search.starting import carried_of
     from ww_opt.study.closing import too_many_parameters
     from ww_opt.study.study import n_finished
     from ww_opt.study.study import run as run_here
@@ -166,6 +151,8 @@ def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: ML
     if done:
         left = "going on from there" if done < study.n_trials else "more with a higher --n-trials"
         click.echo(f"Study {study.name!r} has {done} of {study.n_trials} trials already; {left}.", err=True)
+    elif carried := carried_of(host):
+        click.echo(carried.told, err=True)
     if many := too_many_parameters(study.objective, study.n_trials):
         click.echo(many, err=True)
     if tracker is not None:

@@ -1,10 +1,10 @@
-"""Where a search starts: the present configuration as parameters of the space, or values that the user names."""
+"""Where a search starts: the present configuration, values that the user names, or settings of an earlier study."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,10 +15,22 @@ from ww_opt.search.bounds import in_words, nearest
 from ww_opt.search.repeats import START
 from ww_opt.training.layerwise import LayerSettings
 
-__all__ = ["GIVEN", "PRESENT", "Start", "check_start", "fitted", "origin_of", "remember_start"]
+__all__ = [
+    "GIVEN",
+    "PRESENT",
+    "Carried",
+    "Start",
+    "carried_of",
+    "check_start",
+    "fitted",
+    "origin_of",
+    "remember_carried",
+    "remember_start",
+]
 
 PRESENT = "present configuration"
 GIVEN = "start given by the user"
+_CARRIED = "ww_opt:carried"
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,15 @@ class Start:
 
     values: dict[str, float]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Settings of an earlier study: where they come from, their values by parameter, and all of it in a sentence."""
+
+    source: str
+    settings: tuple[dict[str, Any], ...]
+    told: str
 
 
 def fitted(parameters: Mapping[str, BaseDistribution], settings: Mapping[str, LayerSettings]) -> Start:
@@ -78,16 +99,32 @@ def remember_start(study: optuna.Study, start: Start | None, origin: str) -> Non
         study.set_user_attr(START, None)  # Optuna cannot remove any
 
 
+def remember_carried(study: optuna.Study, carried: Carried | None) -> None:
+    """Keep with a study what it takes over from an earlier one; ``None``: nothing."""
+    if carried is not None or study.user_attrs.get(_CARRIED) is not None:
+        study.set_user_attr(_CARRIED, None if carried is None else asdict(carried))
+
+
+def carried_of(study: optuna.Study) -> Carried | None:
+    """What a study takes over from an earlier one; ``None``: nothing."""
+    kept = study.user_attrs.get(_CARRIED)
+    return None if kept is None else Carried(kept["source"], tuple(kept["settings"]), kept["told"])
+
+
 def origin_of(trial: optuna.trial.BaseTrial) -> str | None:
     """Where a trial's settings come from, once it has suggested them; ``None``: from the sampler.
 
     Known by the values: a trial that was interrupted and is done again has another number, and the same origin.
     """
     study = getattr(trial, "study", None)
-    kept = None if study is None else study.user_attrs.get(START)
-    if not kept or any(trial.params.get(name) != value for name, value in kept["params"].items()):
+    if study is None:
         return None
-    return str(kept["origin"])
+    kept, carried = study.user_attrs.get(START), carried_of(study)
+    if kept and kept["params"].items() <= trial.params.items():
+        return str(kept["origin"])
+    if carried is not None and any(own.items() <= trial.params.items() for own in carried.settings):
+        return f"carried over from {carried.source}"
+    return None
 
 
 def _is_number(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""The first trials of a fresh study: the user's present configuration or values that he names, then earlier leaders."""
+"""How a study begins: it is known again, or fresh, with the user's configuration and what is carried over first."""
 
 from __future__ import annotations
 
@@ -10,15 +10,40 @@ from torch import nn
 
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.repeats import start_of
-from ww_opt.search.starting import GIVEN, PRESENT, Start, check_start, remember_start
-from ww_opt.search.transfer import carried_over
+from ww_opt.search.starting import GIVEN, PRESENT, Start, carried_of, check_start, remember_start
+from ww_opt.study.carrying import lay_carried
 from ww_opt.study.faults import is_bad_input
+from ww_opt.study.identity import check_same_space, check_same_task, fresh_model
 
-__all__ = ["enqueue_start", "lay_earlier", "lay_start"]
+__all__ = ["enqueue_start", "lay_start", "recognise"]
 
 _LOG = logging.getLogger(__name__)
-_EARLIER = "ww_opt:earlier"
-"""Attribute of a study: settings of an earlier one's leaders, to be tried after the start."""
+
+
+def recognise(
+    host: optuna.Study,
+    objective: SpectralObjective,
+    *,
+    start: bool | Mapping[str, float],
+    carry_over: str | optuna.Study | None,
+    may_change: bool,
+) -> None:
+    """Refuse another task or space under this name; of a fresh study remember both, and where it starts.
+
+    Raises:
+        ValueError: one of them differs, ``start`` is no point of the space, or nothing can be carried over.
+    """
+    model = fresh_model(objective)
+    if model is None:
+        return
+    check_same_task(host, objective, model)
+    try:
+        bounds = objective.space.parameters(model)
+    except Exception:  # what is wrong is told by the first trial, with its place
+        return
+    check_same_space(host, bounds, may_change=may_change)
+    lay_start(host, objective, model, start)
+    lay_carried(host, carry_over, bounds)
 
 
 def lay_start(
@@ -39,35 +64,13 @@ def lay_start(
     remember_start(host, _present(objective, model) if start else None, PRESENT)
 
 
-def lay_earlier(host: optuna.Study, objective: SpectralObjective, earlier: optuna.Study) -> int:
-    """Keep what an earlier study's leaders come to in this space, until :func:`enqueue_start`.
-
-    Returns:
-        Settings that are to be tried after the start; 0 where trials are there already: a study that goes on.
-
-    Raises:
-        ValueError: it is the study itself, or as :func:`ww_opt.carried_over`.
-    """
-    if earlier.study_name == host.study_name:
-        raise ValueError(
-            f"An earlier study must be another one, but got {earlier.study_name!r} itself: name the other, or choose a "
-            "new --study-name."
-        )
-    if host.get_trials(deepcopy=False):
-        return 0
-    found = carried_over(earlier, objective.space.parameters(objective.task.build_model()))
-    host.set_user_attr(_EARLIER, found)
-    return len(found)
-
-
 def enqueue_start(host: optuna.Study) -> None:
-    """Let the start be the first trial of a study that has none yet, and what was carried over the next ones."""
+    """Queue the start, and then what is carried over, in a study that has no trial yet: once, whoever comes first."""
     if host.get_trials(deepcopy=False):
         return
-    if values := start_of(host):
-        host.enqueue_trial(values, skip_if_exists=True)
-    for settings in host.user_attrs.get(_EARLIER) or ():
-        host.enqueue_trial(settings, skip_if_exists=True)
+    start, carried = start_of(host), carried_of(host)
+    for own in (*([start] if start else []), *(carried.settings if carried else ())):
+        host.enqueue_trial(own, skip_if_exists=True)
 
 
 def _present(objective: SpectralObjective, model: nn.Module) -> Start | None:

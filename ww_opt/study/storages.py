@@ -17,7 +17,7 @@ from ww_opt.study.first_use import database_file, place_whole
 
 T = TypeVar("T")
 
-__all__ = ["StorageError", "open_storage", "reading"]
+__all__ = ["StorageError", "open_storage", "reading", "shown"]
 
 _SQLITE_SECONDS = 60
 _TRIES = 3
@@ -62,7 +62,7 @@ def reading(storage: object, action: Callable[[], T]) -> T:
     ) as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(_told(_shown(storage), error)) from error
+        raise StorageError(_told(shown(storage), error)) from error
 
 
 def _opened(storage: str) -> BaseStorage:
@@ -145,5 +145,6 @@ _REMEDIES = (
 )
 
 
-def _shown(storage: object) -> str:
+def shown(storage: object) -> str:
+    """How a storage is written where people read it: without a password."""
     return repr(re.sub(r"//[^/\s]+@", "//***@", storage)) if isinstance(storage, str) else type(storage).__name__

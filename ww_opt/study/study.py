@@ -23,10 +23,10 @@ from ww_opt.search.ranking import INTERRUPTED, is_interrupted
 from ww_opt.search.repeats import n_leaders
 from ww_opt.search.sampler import LayerwiseSampler
 from ww_opt.search.stopping import is_converged
-from ww_opt.study.beginning import enqueue_start, lay_start
+from ww_opt.study.beginning import enqueue_start, recognise
 from ww_opt.study.endings import NOTHING_LEFT, Failures, Observer, Passed, Stops, free_memory, is_exhausted
 from ww_opt.study.faults import is_bad_input, place_of
-from ww_opt.study.identity import check_same_space, check_same_task, check_same_values, fresh_model
+from ww_opt.study.identity import check_same_values
 from ww_opt.study.interruptions import Interruptions
 from ww_opt.study.leaders import drawn, plan_repeat, queue_again, unpruned
 from ww_opt.study.storages import open_storage, reading
@@ -86,6 +86,8 @@ class Study:
             ``task.optimizer`` builds and the model's own dropout have, taken into the bounds; a mapping from parameter
             to value (``{"lr/all": 1e-3}``), the rest being the sampler's; ``False``: the sampler's. Its record has
             ``origin``.
+        carry_over: an earlier study whose best settings (three, :func:`ww_opt.carried_over`) a fresh one tries next, in
+            its own space: another depth, width or bounds. Its name in the same storage, ``NAME@STORAGE``, or a study.
         changed_space: what happens where a stored study was run in other bounds: ``refuse``, or ``rescale``: go on with
             the new ones; old trials inside them count, others are not ranked any more.
 
@@ -106,6 +108,7 @@ class Study:
     stop_early: bool = False
     catch: tuple[type[Exception], ...] = (Exception,)
     start: bool | Mapping[str, float] = True
+    carry_over: str | optuna.Study | None = None
     changed_space: Literal["refuse", "rescale"] = "refuse"
 
     def __post_init__(self) -> None:
@@ -123,6 +126,8 @@ class Study:
             raise TypeError(
                 f"Study.start must be True, False or a mapping from parameter to value, but got {self.start!r}."
             )
+        if not isinstance(self.carry_over, str | optuna.Study | None):
+            raise TypeError(f"Study.carry_over must be a name, a study or None, but got {self.carry_over!r}.")
         if self.changed_space not in ("refuse", "rescale"):
             raise ValueError(f"`changed_space` must be 'refuse' or 'rescale', but got {self.changed_space!r}.")
         if self.name in ("", ".", "..") or not set(self.name).isdisjoint("/\\\0"):
@@ -155,7 +160,7 @@ def open_study(
         StorageError: the storage cannot be used; the message says why.
         ValueError: the stored study has another direction, several directions, another score, guard, length of run or
             task: its values cannot be ranked with ours; or another space; or the sampler cannot be made; or ``start``
-            is no point of the space.
+            is no point of the space, or nothing can be carried over.
     """
     opened = open_storage(storage)
     host = reading(
@@ -176,7 +181,8 @@ def open_study(
         )
     check_same_values(host, study.objective)
     if not is_checked:
-        _recognise(study, host)
+        may_change = study.changed_space == "rescale"
+        recognise(host, study.objective, start=study.start, carry_over=study.carry_over, may_change=may_change)
     entropy = np.random.SeedSequence([study.seed, len(host.get_trials(deepcopy=False)), worker])
     host.sampler = _sampler(study, int(entropy.generate_state(1)[0]))
     return host
@@ -193,20 +199,6 @@ def _sampler(study: Study, seed: int) -> BaseSampler:
     if not isinstance(sampler, BaseSampler):
         raise TypeError(f"`Study.sampler` must return one of Optuna's samplers, but it returned {sampler!r}.")
     return sampler
-
-
-def _recognise(study: Study, host: optuna.Study) -> None:
-    """Refuse another task or space under this name; of a fresh study remember both, and where it starts."""
-    model = fresh_model(study.objective)
-    if model is None:
-        return
-    check_same_task(host, study.objective, model)
-    try:
-        bounds = study.objective.space.parameters(model)
-    except Exception:  # what is wrong is told by the first trial, with its place
-        return
-    check_same_space(host, bounds, may_change=study.changed_space == "rescale")
-    lay_start(host, study.objective, model, study.start)
 
 
 def n_finished(host: optuna.Study) -> int:
