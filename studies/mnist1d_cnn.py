@@ -20,7 +20,6 @@ STUDY = Study(
             dropout=FloatDistribution(0.0, 0.5),
         ),
         n_steps=N_STEPS,
-        interval_steps=N_STEPS // 10,
         guard="late",
     ),
     n_trials=40,

@@ -58,7 +58,7 @@ def test_it_is_told_what_looks_took(tmp_path: Path) -> None:
     result = closing(tiny.STUDY, host)
     assert result.look_share > 0.0
     result = replace(result, look_share=0.03)
-    assert "of the steps. Looks took 3.0% of the training time.\n" in closing_text(result, {})
+    assert "of the steps.\nLooks took 3.0% of the training time.\n" in closing_text(result, {})
     assert "Looks took" not in closing_text(replace(result, look_share=float("nan")), {})
 
 

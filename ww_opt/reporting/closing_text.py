@@ -36,10 +36,10 @@ def closing_text(result: Closing, settings: Mapping[str, Any]) -> str:
     if result.look is not None and result.look.layers:
         layers = result.look.layers
         parts += ["", "Its layers", "", layer_table(layers), *([words] if (words := legend(layers)) else [])]
-    spent = f"{counts}; {_pruning(result)}."
+    parts += ["", f"{counts}; {_pruning(result)}."]
     if not math.isnan(result.look_share):
-        spent += f" Looks took {result.look_share:.1%} of the training time."
-    parts += ["", spent, *_reasons(result.failures)]
+        parts.append(f"Looks took {result.look_share:.1%} of the training time.")
+    parts += _reasons(result.failures)
     if result.mattered:
         parts += ["", "What mattered", "", *_items(result.mattered)]
     if result.trust:
