@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -304,6 +305,15 @@ def test_a_real_diagnosis_of_a_model_at_rest_freezes_all_but_the_last() -> None:
     assert schedule.events[0].step == 2
 
 
+@pytest.fixture
+def distributions_as_before() -> Iterator[None]:
+    """The compiler switches the checks of torch.distributions off for the whole process."""
+    before = torch.distributions.Distribution._validate_args
+    yield
+    torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.usefixtures("distributions_as_before")
 def test_a_compiled_model_is_frozen_and_trained_on() -> None:
     model = net()
     compiled = torch.compile(model, backend="eager")
