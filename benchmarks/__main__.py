@@ -1,6 +1,6 @@
 """``python -m benchmarks``: the tables of speed and memory.
 
-``python -m benchmarks.overhead``: what looks cost in a run. ``python -m benchmarks.freezing``: what early freezing saves.
+``python -m benchmarks.overhead``: what looks cost in a run; ``python -m benchmarks.freezing``: what freezing saves.
 ``python -m benchmarks.evidence`` judges the score.
 """
 
