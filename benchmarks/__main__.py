@@ -1,4 +1,8 @@
-"""``python -m benchmarks``: the tables of speed and memory. ``python -m benchmarks.evidence`` judges the score."""
+"""``python -m benchmarks``: the tables of speed and memory.
+
+``python -m benchmarks.overhead``: what looks cost in a run; ``python -m benchmarks.freezing``: what freezing saves.
+``python -m benchmarks.evidence`` judges the score.
+"""
 
 import click
 

@@ -94,8 +94,8 @@ def test_what_is_kept_says_what_the_readme_says() -> None:
     of = tapes()
     assert [len(tape.truth) for tape in of] == [60] * 10
     found = [judged("ours: late", POLICIES["ours: late"], tape) for tape in of]
-    assert np.mean([own.saved for own in found]) == pytest.approx(0.65, abs=0.01)
-    assert np.mean([own.lost for own in found]) == pytest.approx(0.32, abs=0.05)
+    assert np.mean([own.saved for own in found]) == pytest.approx(0.57, abs=0.01)
+    assert np.mean([own.lost for own in found]) == pytest.approx(0.12, abs=0.05)
 
 
 def test_a_kept_run_is_read_as_its_looks() -> None:

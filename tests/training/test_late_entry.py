@@ -397,6 +397,21 @@ def test_training_judges_before_it_learns(logits: Any) -> None:
     assert not torch.isin(torch.cat(seen[:32]), second).any()
 
 
+def test_what_judging_draws_changes_no_step() -> None:
+    def drawing(model: nn.Module, batch: Any) -> Any:
+        torch.rand(3)
+        return both(model, batch)
+
+    found = []
+    for logits, interval in ((both, 10), (drawing, 10), (drawing, 7)):
+        torch.manual_seed(0)
+        model = tiny.build_model()
+        groups = [{"params": list(model.parameters()), "lr": 0.01}]
+        *_, last = train(model, late_task([], logits), groups, n_steps=40, interval_steps=interval)
+        found.append((last.train_loss, [own.losses for own in last.late]))
+    assert found[0] == found[1] == found[2]
+
+
 class TestObjective:
     def test_the_late_guard_goes_by_what_they_say(self) -> None:
         objective = replace(tiny.OBJECTIVE, task=late_task([], both), guard="late")

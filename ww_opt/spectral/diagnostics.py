@@ -75,9 +75,9 @@ def _rows(
     weights: Iterable[LayerWeight], options: Options, known: dict[object, Any], total: int | None
 ) -> tuple[tuple[LayerDiagnostics, ...], str]:
     """Measure what is not known yet, layers in parallel, fit all of it together, and say what each layer is."""
-    generator = np.random.RandomState(options.seed)
     # layers that share one stream of random numbers depend on their neighbours: one after the other, none left out
     shares_stream = options.randomize and options.convention == "weightwatcher"
+    generator = np.random.RandomState(options.seed) if shares_stream else None
     rows: list[LayerDiagnostics | None] = []
     listed: list[tuple[str, str, tuple[object, ...] | None]] = []
     unsettled: list[Unsettled] = []

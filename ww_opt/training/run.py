@@ -77,7 +77,8 @@ def train(
 ) -> Iterator[Checkpoint]:
     """Train ``model`` in place; yield a :class:`Checkpoint` every ``interval_steps`` steps and at the end.
 
-    Who joins late is judged just before, and before the checkpoint of that step.
+    Who joins late is judged just before, and before the checkpoint of that step. At a checkpoint the caller may freeze
+    layers of the model (:class:`ww_opt.FreezeSchedule`).
 
     Looking changes nothing: the random states of torch, numpy and Python are put back after each checkpoint, so
     ``interval_steps`` and what the caller draws meanwhile leave the weights as they would have been. What the user's

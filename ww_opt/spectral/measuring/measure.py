@@ -88,19 +88,23 @@ def _names(weight: LayerWeight) -> dict[str, Any]:
     }
 
 
-def measure(weights: Sequence[LayerWeight], options: Options, generator: np.random.RandomState) -> list[Measured]:
+def measure(
+    weights: Sequence[LayerWeight], options: Options, generator: np.random.RandomState | None = None
+) -> list[Measured]:
     """Measure layers whose matrices agree in shape, dtype and device.
 
     Args:
         weights: the layers; one that could not be read stands alone.
         options: convention and additional columns.
-        generator: shuffles in the ``weightwatcher`` convention, where layers share one stream of random numbers.
+        generator: what ``randomize`` shuffles with in the ``weightwatcher`` convention, where layers share one stream
+            of random numbers; needed there alone.
     """
     if weights[0].matrices is None:
         return [_unread(weight, weight.status) for weight in weights]
     matrices = [oriented(weight.matrices) for weight in weights if weight.matrices is not None]
+    wide = gathered(matrices)
     # one NaN or infinity makes the sum one; a sum may also overflow, so ask again
-    if not all(math.isfinite(float(own.sum())) for own in matrices):
+    if not math.isfinite(float(wide.sum())):
         finite = [bool(own.isfinite().all()) for own in matrices]
         if not all(finite):
             return [
@@ -108,7 +112,6 @@ def measure(weights: Sequence[LayerWeight], options: Options, generator: np.rand
                 for weight, good in zip(weights, finite, strict=True)
                 for measured in (measure([weight], options, generator) if good else [_non_finite(weight)])
             ]
-    wide = gathered(matrices)
     if options.convention == "weightwatcher":
         return _measure_weightwatcher(weights, wide, options, generator)
     stack = torch.stack(matrices) if len(matrices) > 1 else matrices[0].unsqueeze(0)
@@ -217,7 +220,7 @@ def _permuted_columns(name: str, stack: torch.Tensor, values: Array, means: Arra
 
 
 def _measure_weightwatcher(
-    weights: Sequence[LayerWeight], wide: torch.Tensor, options: Options, generator: np.random.RandomState
+    weights: Sequence[LayerWeight], wide: torch.Tensor, options: Options, generator: np.random.RandomState | None
 ) -> list[Measured]:
     _, _, N, M = wide.shape
     # its `conv2d_norm`, with a count of 1
@@ -235,6 +238,7 @@ def _measure_weightwatcher(
             if options.mp_fit:
                 extra |= mp_fit(own, N, M)
             if options.randomize:
+                assert generator is not None
                 extra |= _shuffled_columns(weight, own, float(scales[layer]), generator)
             if options.erg:
                 extra |= volume_columns(own)

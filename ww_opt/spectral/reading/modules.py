@@ -40,7 +40,7 @@ from ww_opt.spectral.reading.roles import Facts, Verdict, role_of
 
 __all__ = ["module_rows"]
 
-_TRAINED = "_ww_opt_trained"  # marks a module that was trained before it was frozen (`ww_opt.FreezeSchedule`)
+_TRAINED = "_ww_opt_trained"  # mark of what was trained before it was frozen (``ww_opt.FreezeSchedule``)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def module_rows(model: nn.Module) -> Iterator[LayerWeight]:
             if others:
                 piece = replace(piece, note="; ".join(filter(None, (f"tied with {', '.join(others)}", piece.note))))
         is_frozen = trained.isdisjoint((*piece.parameters, *piece.trained_by, *others))
-        is_frozen &= not hasattr(piece.place.module, _TRAINED)
+        is_frozen = is_frozen and not hasattr(piece.place.module, _TRAINED)
         yield from _piece_rows(piece, prefix, is_frozen, tuple(others))
 
 

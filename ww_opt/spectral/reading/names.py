@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 __all__ = [
     "could_be_embedding",
@@ -76,6 +77,11 @@ def named_output(parts: Sequence[str]) -> tuple[int, bool] | None:
 
     A list of output layers (``heads.0``, ``heads.age``) has one more: each of them is one.
     """
+    return _named_output(tuple(parts))
+
+
+@lru_cache(maxsize=4096)  # the same names come at every look
+def _named_output(parts: tuple[str, ...]) -> tuple[int, bool] | None:
     lower = [part.lower() for part in parts]
     if any(_NOT_STRONG.fullmatch(part) for part in lower):
         return None
