@@ -26,14 +26,20 @@ def _promising(gains: list[float], noise: float = 1.0) -> optuna.Study:
 
 @pytest.mark.parametrize(
     ("gains", "over"),
-    [([], False), ([0.1, 0.1], False), ([0.1, 0.1, 0.1], True), ([0.1, 0.3, 0.1], False), ([9.0, 0.1, 0.1, 0.1], True)],
+    [
+        ([], False),
+        ([0.4, 0.4, 0.4], False),
+        ([0.4, 0.4, 0.4, 0.4], True),
+        ([0.4, 0.6, 0.4, 0.4], False),
+        ([9.0, 0.4, 0.4, 0.4, 0.4], True),
+    ],
 )
-def test_three_in_a_row_end_it(gains: list[float], over: bool) -> None:
+def test_four_in_a_row_end_it(gains: list[float], over: bool) -> None:
     assert is_converged(_promising(gains)) is over
 
 
 def test_repeats_and_queued_trials_are_passed_over() -> None:
-    study = _promising([0.1, 0.1, 0.1])
+    study = _promising([0.1, 0.1, 0.1, 0.1])
     study.enqueue_trial({"lr/0": 0.5}, user_attrs={MARK: [0, 1]})
     study.tell(study.ask(SPACE), 3.0)
     study.tell(study.ask(SPACE), 3.0)  # of a sampler that does not say

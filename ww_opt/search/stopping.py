@@ -14,9 +14,9 @@ from ww_opt.search.repeats import is_repeat
 
 __all__ = ["PATIENCE", "PRICE", "expected", "is_converged", "remember_expected"]
 
-PRICE = 0.2
+PRICE = 0.5
 """Improvement that a trial must promise, in standard deviations of the noise."""
-PATIENCE = 3
+PATIENCE = 4
 """Trials in a row that must promise less: one alone may be the search's own unluck."""
 _EXPECTED = "ww_opt:expected"
 

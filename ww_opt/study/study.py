@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-CONVERGED = "The search has converged: no trial promises more than a fifth of the noise of the score."
+CONVERGED = "The search has converged: no trial promises more than half of the noise of the score."
 
 
 def _is_exception(kind: object) -> bool:
@@ -76,7 +76,7 @@ class Study:
         catch: exceptions of a trial after which the study goes on: the trial is recorded as failed, with the reason,
             and uses up budget. A fault of the code, not of one setting, ends the study all the same: while no trial
             has completed or was pruned yet, and when three in a row have failed. ``()``: the first one ends it.
-        stop_early: end the search when three trials in a row promise less than a fifth of the noise, as
+        stop_early: end the search when four trials in a row promise less than half of the noise, as
             :class:`ww_opt.LayerwiseSampler` says of its own; leaders are still repeated. Other samplers do not say.
         n_repeats: how often each of the leaders is trained again at the end, with other seeds and other late examples:
             their means decide. They are trials of the study and take a quarter of ``n_trials`` at most; the settings
