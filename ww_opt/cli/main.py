@@ -33,10 +33,10 @@ def cli(context: click.Context) -> None:
     layer is broken, idle or has hardly moved.
 
     \b
-    ww-opt run studies/digits.py      search a study's space, log to MLflow, show what was found
-    ww-opt judge studies/digits.py    train its pick and rivals afresh, judge them by the sealed test set
-    ww-opt data-check studies/digits.py  train on parts of the data, foresee twice as much
-    ww-opt analyze model.pt           read the spectra of a checkpoint, layer by layer
+    ww-opt run studies/digits.py         search a study's space, log to MLflow, show what was found
+    ww-opt judge studies/digits.py       train its pick and rivals afresh, judge them by the sealed test set
+    ww-opt data-check studies/digits.py  train on parts of the data, foresee what twice as much would give
+    ww-opt analyze model.pt              read the spectra of a checkpoint, layer by layer
 
     \b
     Exit codes: 0 done, 1 your own code failed, 2 bad input, 3 no trial completed, 130 interrupted.
