@@ -6,23 +6,21 @@ afresh with seeds that no search saw, in the plain way, and only then is the sea
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import optuna
 import torch
 from optuna.pruners import BasePruner, NopPruner
 
-from benchmarks.evidence.kept import DATA, Record, rounded
-from benchmarks.evidence.search import _Sealed
-from benchmarks.evidence.tasks import CASES, Case
+from benchmarks.evidence.kept import DATA, Record, append, read, rounded
+from benchmarks.evidence.search import Sealed, plain_accuracy
+from benchmarks.evidence.tasks import CASES
 from ww_opt import Ranks, SpectralObjective, SpectralPruner, Study
 from ww_opt.search.ranking import ranking
 from ww_opt.study.closing import closing
@@ -71,7 +69,8 @@ def search(unit: Pruned) -> Record:
     pick = ranking(host).best
     assert pick is not None
     found = closing(study, host)
-    tested = [_plain(case, pick.params, seed) for seed in FRESH]
+    sealed = Sealed(case)
+    tested = [plain_accuracy(case, pick.params, sealed, seed) for seed in FRESH]
     return {
         **unit._asdict(),
         "saved": rounded(found.saved),
@@ -83,36 +82,20 @@ def search(unit: Pruned) -> Record:
     }
 
 
-def _plain(case: Case, parameters: Mapping[str, Any], seed: int) -> float:
-    sealed, tested = _Sealed(case), []
-    objective = SpectralObjective(case.task(), case.space, case.n_steps, case.n_steps, seed=seed)
-    study = optuna.create_study(pruner=NopPruner())
-    study.enqueue_trial(dict(parameters))
-    study.optimize(replace(objective, on_trained=lambda _, model: tested.append(sealed(model))), n_trials=1)
-    return tested[0]
-
-
-def read(folder: Path = DATA) -> list[Record]:
-    """Read what was kept; a torn last line is left out."""
-    path = folder / f"{NAME}.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]] if path.exists() else []
-
-
 def search_all(todo: Sequence[Pruned], folder: Path = DATA) -> Iterator[Record]:
     """Run what is missing; yield each study when it is kept."""
-    done = {Pruned(*(record[name] for name in Pruned._fields)) for record in read(folder)}
+    done = {Pruned(*(record[name] for name in Pruned._fields)) for record in read(NAME, folder)}
     for unit in todo:
         if unit not in done:
             record = search(unit)
-            with (folder / f"{NAME}.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, separators=(",", ":")) + "\n")
+            append(NAME, [record], folder)
             yield record
 
 
 def report(folder: Path = DATA) -> str:
     """Return the table of what was run: steps saved, and accuracy of the pick with seeds that no search saw."""
     lines = [f"{'task':20}{'seed':>5}  {'pruner':20}{'saved':>6}{'seconds':>9}{'pick, %':>9}  rules"]
-    for own in sorted(read(folder), key=lambda own: (own["case"], own["seed"], own["pruner"] != "nothing")):
+    for own in sorted(read(NAME, folder), key=lambda own: (own["case"], own["seed"], own["pruner"] != "nothing")):
         accuracy = 100 * fmean(own["tested"])
         lines.append(
             f"{own['case']:20}{own['seed']:5}  {own['pruner']:20}{own['saved']:6.0%}{own['seconds']:9.0f}"

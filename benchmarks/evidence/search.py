@@ -32,8 +32,10 @@ __all__ = [
     "LONG_SEARCHES",
     "METHODS",
     "SEARCHED",
+    "Sealed",
     "Search",
     "missing",
+    "plain_accuracy",
     "read_searches",
     "search",
     "search_all",
@@ -82,7 +84,7 @@ METHODS: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class _Sealed:
+class Sealed:
     """Accuracy on all that no run trains on."""
 
     case: Case
@@ -94,6 +96,7 @@ class _Sealed:
         return evaluate, unused_examples(self.case)
 
     def __call__(self, model: nn.Module) -> float:
+        """Return the accuracy of a model."""
         evaluate, unused = self._parts
         if unused is None:
             return evaluate(model)
@@ -106,7 +109,7 @@ def search(unit: Search) -> Record:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     case = next(case for case in CASES if case.name == unit.case)
-    task, held_out, sealed = case.task(), None, _Sealed(case)
+    task, held_out, sealed = case.task(), None, Sealed(case)
     if unit.method == "validation split":
         task, held_out = _split(case, task)
     found: dict[int, _Trained] = {}
@@ -136,18 +139,20 @@ def search(unit: Search) -> Record:
         "values": [rounded(study.trials[number].value) for number in numbers],
         "test": [rounded(found[number].test) for number in numbers],
         "n_diverged": unit.n_trials - len(numbers),
-        "pick": rounded(_plain(case, study.best_trial.params, sealed)),
+        "pick": rounded(plain_accuracy(case, study.best_trial.params, sealed)),
     }
 
 
-def _plain(case: Case, parameters: Mapping[str, float], sealed: Callable[[nn.Module], float]) -> float:
-    """Accuracy of the settings, trained on all examples in the plain way."""
+def plain_accuracy(
+    case: Case, parameters: Mapping[str, float], sealed: Callable[[nn.Module], float], seed: int = 0
+) -> float:
+    """Accuracy of the settings, trained on all examples in the plain way; NaN where that diverges."""
     tested: list[float] = []
 
     def on_trained(_: optuna.Trial, model: nn.Module) -> None:
         tested.append(sealed(model))
 
-    objective = SpectralObjective(case.task(), case.space, case.n_steps, case.n_steps, on_trained=on_trained)
+    objective = SpectralObjective(case.task(), case.space, case.n_steps, case.n_steps, seed=seed, on_trained=on_trained)
     study = optuna.create_study(pruner=optuna.pruners.NopPruner())
     study.enqueue_trial(dict(parameters))
     study.optimize(objective, n_trials=1)

@@ -15,6 +15,7 @@ import click
 
 from ww_opt.cli.ending import close, draw, finish
 from ww_opt.cli.exit_codes import FAILED, INTERRUPTED
+from ww_opt.cli.stored import place_of
 
 if TYPE_CHECKING:
     import optuna
@@ -118,7 +119,7 @@ def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLf
     if options["catch"] is not None:
         changes["catch"] = (Exception,) if options["catch"] else ()
     directory: Path = options["directory"]
-    storage = options["storage"] or f"sqlite:///{(directory / 'studies.db').as_posix()}"
+    storage = place_of(options["storage"], directory)
     job = Job(study_file, storage, directory, changes)
     study = job.study()
     tracker = None if options["no_mlflow"] else _tracker(options, directory)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ww_opt.reporting.terminal import command_line, layer_table, legend, number, settings_table
+from ww_opt.reporting.terminal import are_shares, command_line, layer_table, legend, number, settings_table
 
 if TYPE_CHECKING:
     from ww_opt.study.closing import Closing, TestAccuracy
@@ -79,7 +79,7 @@ def accuracy_text(accuracy: TestAccuracy) -> str:
     known = [
         value for value in (own.pick, own.best, own.median, own.again, own.start, own.shared) if not math.isnan(value)
     ]
-    is_share = accuracy.metric == "accuracy" and all(0.0 <= own <= 1.0 for own in known)
+    is_share = are_shares(own.metric, known)
 
     def told(value: float) -> str:
         return f"{value:.1%}" if is_share else number(value)

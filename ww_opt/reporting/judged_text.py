@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ww_opt.reporting.terminal import number, table
+from ww_opt.reporting.terminal import are_shares, number, table
 
 if TYPE_CHECKING:
     from ww_opt.study.judging import Judged
@@ -22,7 +22,7 @@ def judged_text(rows: Sequence[Judged], metric: str) -> str:
         metric: of the task; shares of ``accuracy`` are told in percent.
     """
     values = [value for row in rows for value in row.values if not math.isnan(value)]
-    is_share = metric == "accuracy" and all(0.0 <= value <= 1.0 for value in values)
+    is_share = are_shares(metric, values)
 
     def told(value: float) -> str:
         return f"{100 * value:.1f}" if is_share else number(value)

@@ -16,6 +16,7 @@ from typing import Any
 from ww_opt.spectral.findings import Finding, current_name, label
 
 __all__ = [
+    "are_shares",
     "command_line",
     "in_network_order",
     "layer_table",
@@ -36,6 +37,11 @@ def number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
     return str(value)
+
+
+def are_shares(metric: str, values: Iterable[float]) -> bool:
+    """Whether a metric's values are told in percent: accuracies are, unless some lie outside [0, 1]."""
+    return metric == "accuracy" and all(0.0 <= value <= 1.0 for value in values)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

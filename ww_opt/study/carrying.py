@@ -16,7 +16,7 @@ from ww_opt.search.repeats import start_of
 from ww_opt.search.starting import Carried, carried_of, remember_carried
 from ww_opt.search.transfer import carried_over
 from ww_opt.study.first_use import database_file
-from ww_opt.study.storages import StorageError, open_storage, reading, shown
+from ww_opt.study.storages import StorageError, file_of, open_storage, reading, shown
 
 __all__ = ["lay_carried"]
 
@@ -114,8 +114,7 @@ def _named(host: optuna.Study, reference: str) -> optuna.Study:
 
 def _opened(storage: str) -> BaseStorage:
     """Open what is there already: a file would be made where none is."""
-    is_journal = "://" not in storage and storage.endswith((".journal", ".log"))
-    file = Path(storage) if is_journal else database_file(storage)
+    file = file_of(storage)
     if file is not None and not file.exists():
         raise StorageError(
             f"`carry_over` (--from) must name a study in a storage that is there, but got {shown(storage)}, and there "

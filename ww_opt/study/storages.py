@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import optuna
@@ -17,7 +18,7 @@ from ww_opt.study.first_use import database_file, place_whole
 
 T = TypeVar("T")
 
-__all__ = ["StorageError", "open_storage", "reading", "shown"]
+__all__ = ["StorageError", "file_of", "open_storage", "reading", "shown"]
 
 _SQLITE_SECONDS = 60
 _TRIES = 3
@@ -40,6 +41,15 @@ def open_storage(storage: str | BaseStorage | None) -> str | BaseStorage | None:
     if not isinstance(storage, str):
         return storage
     return reading(storage, lambda: _opened(storage))
+
+
+def file_of(storage: str) -> Path | None:
+    """Return the file that a storage is, a journal or an SQLite database; ``None`` for what is no file."""
+    return Path(storage) if _is_journal(storage) else database_file(storage)
+
+
+def _is_journal(storage: str) -> bool:
+    return storage.endswith((".journal", ".log")) and "://" not in storage
 
 
 def reading(storage: object, action: Callable[[], T]) -> T:
@@ -66,7 +76,7 @@ def reading(storage: object, action: Callable[[], T]) -> T:
 
 
 def _opened(storage: str) -> BaseStorage:
-    if storage.endswith((".journal", ".log")) and "://" not in storage:
+    if _is_journal(storage):
         return JournalStorage(JournalFileBackend(storage))
     if "://" not in storage:
         raise StorageError(
