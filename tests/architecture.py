@@ -24,7 +24,7 @@ FLOORS_OF_SPECTRAL: tuple[tuple[str, ...], ...] = (
     ("reading",),
     ("measuring",),
     ("rules",),
-    ("diagnostics", "comparison", "terms"),
+    ("diagnostics", "comparison", "terms", "exponents"),
     ("scores",),
     ("advice",),
 )

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from ww_opt.spectral.advice import Suggestion as Suggestion
     from ww_opt.spectral.advice import suggestions as suggestions
     from ww_opt.spectral.diagnostics import diagnose as diagnose
+    from ww_opt.spectral.exponents import hill_alphas as hill_alphas
     from ww_opt.spectral.findings import Finding as Finding
     from ww_opt.spectral.findings import Role as Role
     from ww_opt.spectral.findings import Status as Status
@@ -30,6 +31,7 @@ _HOME = {
     "Suggestion": "advice",
     "diagnose": "diagnostics",
     "fit_power_law": "measuring.fits",
+    "hill_alphas": "exponents",
     "score": "scores",
     "suggestions": "advice",
 }

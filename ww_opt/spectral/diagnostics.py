@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from ww_opt.spectral.reading.weights import LayerWeight, Source, read
 from ww_opt.spectral.rows import Convention, Diagnosis, LayerDiagnostics
 from ww_opt.spectral.rules import with_findings
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "diagnose_some"]
 
 XMIN_SEARCH = 1.2
 """Factor by which the search for xmin widens the spread of alpha: on exact Pareto samples, n = 50-1000 and alpha 2-4.5,
@@ -61,18 +61,34 @@ def diagnose(
     known, whole = _MEMORY.of(source), fingerprint(source)
     if whole is not None and known.get(options, (None, None))[0] == whole:
         return Diagnosis(known[options][1], convention, known[options][2])
+    found = diagnose_some(source, options)
+    known[options] = (whole, found.rows, found.note)
+    return found
+
+
+def diagnose_some(source: Source, options: Options, only: Callable[[LayerWeight], bool] | None = None) -> Diagnosis:
+    """As :func:`diagnose`, of the layers that ``only`` wants; what the others are measured by is not even read.
+
+    Roles are told from all layers; findings that compare layers compare those that were measured.
+
+    Raises:
+        ValueError: no layer is wanted; the message names some that there are.
+    """
     reading = read(source)
-    rows, note = _rows(reading.weights, options, known, n_bytes(source))
+    rows, note = _rows(reading.weights, options, _MEMORY.of(source), n_bytes(source), only)
     note = "; ".join(filter(None, (f"read from the checkpoint's {reading.where}" if reading.where else "", note)))
-    known[options] = (whole, rows, note)
-    return Diagnosis(rows, convention, note)
+    return Diagnosis(rows, options.convention, note)
 
 
 _MEMORY = Memory()
 
 
 def _rows(
-    weights: Iterable[LayerWeight], options: Options, known: dict[object, Any], total: int | None
+    weights: Iterable[LayerWeight],
+    options: Options,
+    known: dict[object, Any],
+    total: int | None,
+    only: Callable[[LayerWeight], bool] | None,
 ) -> tuple[tuple[LayerDiagnostics, ...], str]:
     """Measure what is not known yet, layers in parallel, fit all of it together, and say what each layer is."""
     # layers that share one stream of random numbers depend on their neighbours: one after the other, none left out
@@ -81,6 +97,7 @@ def _rows(
     rows: list[LayerDiagnostics | None] = []
     listed: list[tuple[str, str, tuple[object, ...] | None]] = []
     unsettled: list[Unsettled] = []
+    left_out: set[int] = set()
 
     def unknown() -> Iterator[tuple[int, LayerWeight]]:
         for place, weight in enumerate(weights):
@@ -90,7 +107,9 @@ def _rows(
             rows.append(row if is_known else None)
             listed.append((weight.note, weight.parameter, version))
             unsettled.append(Unsettled(weight.kind, weight.role, _width(weight), weight.facts))
-            if not is_known:
+            if only is not None and not only(weight):
+                left_out.add(place)
+            elif not is_known:
                 yield place, weight
 
     def visit(batch: list[tuple[int, LayerWeight]]) -> list[tuple[int, Measured]]:
@@ -107,15 +126,23 @@ def _rows(
     fits = iter(fit_power_laws([sample for _, item in measured for sample in item.samples]))
     for place, item in measured:
         rows[place] = _row(item, [next(fits) for _ in item.samples], options.convention)
+    if left_out and len(left_out) == len(rows):
+        raise ValueError(
+            f"At least one of the model's {len(rows)} layers must be wanted, but none is; the first of them: "
+            f"{', '.join(f'{item.facts.path} ({item.kind}, {item.width} wide)' for item in unsettled[:5])}."
+        )
     settled = settle(unsettled)
-    whole = []
-    complete = [row for row in rows if row is not None]
-    for row, (own, parameter, _), verdict in zip(complete, listed, settled.verdicts, strict=True):
+    whole, versions = [], []
+    for place, (row, (own, parameter, version), verdict) in enumerate(zip(rows, listed, settled.verdicts, strict=True)):
+        if row is None or place in left_out:
+            continue
+        versions.append(version)
         note = "; ".join(text for text in (own, verdict.note) if text)
         is_same = (row.role, row.note, row.parameter) == (verdict.role, note, parameter)
         whole.append(row if is_same else replace(row, role=verdict.role, note=note, parameter=parameter))
     found = with_findings(whole) if options.convention == "default" else tuple(whole)
-    known.update({(options, row.name): (own[2], row) for row, own in zip(found, listed, strict=True) if own[2]})
+    if only is None:
+        known.update({(options, row.name): (own, row) for row, own in zip(found, versions, strict=True) if own})
     return found, settled.note
 
 
