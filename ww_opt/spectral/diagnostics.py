@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -124,22 +124,25 @@ def _rows(
     release()
     measured = [item for batch in visited for item in batch]
     fits = iter(fit_power_laws([sample for _, item in measured for sample in item.samples]))
-    for place, item in measured:
-        rows[place] = _row(item, [next(fits) for _ in item.samples], options.convention)
     if left_out and len(left_out) == len(rows):
         raise ValueError(
             f"At least one of the model's {len(rows)} layers must be wanted, but none is; the first of them: "
             f"{', '.join(f'{item.facts.path} ({item.kind}, {item.width} wide)' for item in unsettled[:5])}."
         )
-    settled = settle(unsettled)
+    settled = settle(tuple(unsettled))
+    told: list[dict[str, Any]] = []
+    for (own, parameter, _), verdict in zip(listed, settled.verdicts, strict=True):
+        note = "; ".join(text for text in (own, verdict.note) if text)
+        told.append({"role": verdict.role, "note": note, "parameter": parameter})
+    for place, item in measured:
+        rows[place] = _row(item, [next(fits) for _ in item.samples], options.convention, told[place])
     whole, versions = [], []
-    for place, (row, (own, parameter, version), verdict) in enumerate(zip(rows, listed, settled.verdicts, strict=True)):
+    for place, row in enumerate(rows):
         if row is None or place in left_out:
             continue
-        versions.append(version)
-        note = "; ".join(text for text in (own, verdict.note) if text)
-        is_same = (row.role, row.note, row.parameter) == (verdict.role, note, parameter)
-        whole.append(row if is_same else replace(row, role=verdict.role, note=note, parameter=parameter))
+        versions.append(listed[place][2])
+        is_same = all(getattr(row, name) == value for name, value in told[place].items())
+        whole.append(row if is_same else replace(row, **told[place]))
     found = with_findings(whole) if options.convention == "default" else tuple(whole)
     if only is None:
         known.update({(options, row.name): (own, row) for row, own in zip(found, versions, strict=True) if own})
@@ -166,13 +169,14 @@ def _n_bytes(weight: LayerWeight) -> int:
     return 0 if weight.matrices is None else weight.matrices.numel() * weight.matrices.element_size()
 
 
-def _row(item: Measured, fits: list[PowerLawFit], convention: Convention) -> LayerDiagnostics:
-    """Join what was measured with the fits of its samples, and say what follows from both."""
+def _row(item: Measured, fits: list[PowerLawFit], convention: Convention, told: Mapping[str, Any]) -> LayerDiagnostics:
+    """Join what was measured with the fits of its samples and what is ``told`` of it, and say what follows."""
+    columns = {**item.columns, **told}
     if not fits:
-        return LayerDiagnostics(**item.columns, findings=(Finding.NOT_FITTED,))
+        return LayerDiagnostics(**columns, findings=(Finding.NOT_FITTED,))
     good = [fit for fit in fits if fit.status is Status.SUCCESS]
     fitted = _fit_columns(item, good, convention) if good else {"fit_status": fits[0].status.value}
-    row = LayerDiagnostics(**item.columns, **fitted)
+    row = LayerDiagnostics(**columns, **fitted)
     if convention == "weightwatcher":
         return replace(row, findings=_findings_of_alpha(row), extra=frame_columns(row))
     return row  # findings follow from all rows together
