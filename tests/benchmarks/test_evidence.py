@@ -13,13 +13,22 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from benchmarks.evidence import free, kept
 from benchmarks.evidence import generate as generation
-from benchmarks.evidence import kept
 from benchmarks.evidence.ensemble import Ensemble
 from benchmarks.evidence.generate import Settings, generate, units
 from benchmarks.evidence.judge import Study, agreement, figures, left_out, rules, splits, studies
-from benchmarks.evidence.rivals import each, quickshift, twin_by_regime, twin_by_threshold
-from benchmarks.evidence.seen import HeldOut, Seen, Trial
+from benchmarks.evidence.rivals import (
+    each,
+    head_gradient,
+    late_minimum,
+    least_changes,
+    quickshift,
+    scaled_head_gradient,
+    twin_by_regime,
+    twin_by_threshold,
+)
+from benchmarks.evidence.seen import FREE, HeldOut, Seen, Trial, trials
 from benchmarks.evidence.statistics import lost, partial_spearman, spearman
 from benchmarks.evidence.tables import report
 from benchmarks.evidence.tasks import CASES, configurations
@@ -121,6 +130,44 @@ class TestTwin:
         assert twin_by_regime(runs).argmax() == 1
         unseparated = [seen(0, norm=1, loss=0.5), seen(0, norm=9, loss=0.4)]
         assert twin_by_regime(unseparated).argmax() == 1
+
+
+class TestFreeRivals:
+    def probed(self, *changed: float, gradient: float = 0.1, weight: float = 2.0) -> Seen:
+        probes = np.array([[np.nan, 1.0, 1.0], *([own, gradient, weight] for own in changed)])
+        return replace(seen(0.0), probes=probes)
+
+    def test_label_wave_stops_at_the_first_minimum_of_the_moving_average(self) -> None:
+        # moving averages over three: .5, .3, .2, .3, .2
+        run = self.probed(0.8, 0.5, 0.2, 0.2, 0.2, 0.5, -0.1)
+        assert least_changes(run) == pytest.approx(-0.2)
+        assert late_minimum(run) == pytest.approx(2 / 5)
+        assert late_minimum(self.probed(0.5, 0.4, 0.3, 0.2)) == pytest.approx(1 / 2), "at the end where it only falls"
+
+    def test_a_small_gradient_of_the_head_is_good(self) -> None:
+        small, large = (self.probed(0.1, gradient=own) for own in (0.01, 1.0))
+        assert head_gradient(small) > head_gradient(large)
+        assert scaled_head_gradient(small) == pytest.approx(-np.log(0.01 / 2.0))
+
+    def test_without_probes_nothing_is_known(self) -> None:
+        for rule in (least_changes, late_minimum, head_gradient, scaled_head_gradient):
+            assert np.isnan(rule(seen(0.0)))
+
+    def test_what_is_kept_of_a_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(free, "CASES", (TINY,))
+        monkeypatch.setattr(free, "N_CONFIGURATIONS", 2)
+        kept.append(FREE, free.probed(TINY, [0]), tmp_path)
+        assert list(free.generate(tmp_path)) == ["tiny: 1 runs"]
+        first, second = kept.read(FREE, tmp_path)
+        assert [first["configuration"], second["configuration"]] == [0, 1]
+        assert [look[0] for look in first["looks"]] == list(range(21))
+        assert first["looks"][0][1] is None
+        assert all(0 <= look[1] <= 1 and look[2] > 0 and look[3] > 0 for look in first["looks"][1:])
+        monkeypatch.setattr(generation, "CASES", (TINY,))
+        list(generate(Settings(("tiny",), n=2, n_reseeded=0, folder=tmp_path)))
+        run = trials("tiny", "base", 10.0, tmp_path)[0]
+        assert run.seen[100].probes.shape == (21, 3)
+        assert run.seen[50].probes.shape == (11, 3)
 
 
 class _Net(nn.Module):
