@@ -19,8 +19,8 @@ from ww_opt.study.trust import TIE
 
 __all__ = ["Interval", "alphas_figure", "intervals_figure", "scores_figure", "shortened", "steps_figure"]
 
-WIDTH = 4.9
-"""Inches. A phone shows text of 9 points in such a figure at 9 pixels, a desktop at 16."""
+WIDTH = 4.4
+"""Inches. A phone shows text of 9 points in such a figure at 10 pixels, a desktop at 16."""
 _NAME_LENGTH = 26
 _MAX_NAMED = 26
 """Rows of an axis that are named; of more, every second, third, ..."""

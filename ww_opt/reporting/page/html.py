@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from ww_opt.reporting.page.section import Drawing, Section
 from ww_opt.reporting.page.svg import inline_svg
@@ -39,8 +38,9 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Picture:
-    svg: Markup
     caption: str
+    svg: str = ""
+    fault: str = ""
 
 
 def page(study: str, sections: Sequence[Section]) -> str:
@@ -74,8 +74,8 @@ def _environment() -> Environment:
     return own
 
 
-def _file(name: str) -> Markup:
-    return Markup(files(_HERE).joinpath(name).read_text(encoding="utf-8"))
+def _file(name: str) -> str:
+    return files(_HERE).joinpath(name).read_text(encoding="utf-8")
 
 
 def _pictures(section: Section) -> list[_Picture]:
@@ -84,19 +84,21 @@ def _pictures(section: Section) -> list[_Picture]:
 
 def _picture(own: Drawing, key: str) -> _Picture:
     try:
-        return _Picture(Markup(inline_svg(own.draw(), key, own.words)), own.caption)
+        return _Picture(own.caption, svg=inline_svg(own.draw(), key, own.words))
     except Exception as error:  # one figure that fails costs no page; its numbers stand in the table
-        return _Picture(
-            Markup("<p>{}</p>").format(f"This figure could not be drawn: {type(error).__name__}."), own.caption
-        )
+        return _Picture(own.caption, fault=f"This figure could not be drawn: {type(error).__name__}: {error}")
 
 
 def _heads(frame: pd.DataFrame) -> list[_Cell]:
     """Names of columns, and whether most of the column are numbers."""
-    return [
-        _Cell(_WAS if str(name).endswith("_before") else str(name).replace("_", " "), _is_numeric(frame[name]))
-        for name in frame
-    ]
+    return [_Cell(_told(str(name)), _is_numeric(frame[name])) for name in frame]
+
+
+def _told(column: str) -> str:
+    """A column's name in words; what a user named stays as it is."""
+    if column.endswith("_before"):
+        return _WAS
+    return column if "/" in column or " of " in column else column.replace("_", " ")
 
 
 def _is_numeric(column: pd.Series[Any]) -> bool:
@@ -136,6 +138,7 @@ def _cards(frame: pd.DataFrame) -> Iterator[dict[str, str]]:
             "number": text.replace("-", _MINUS),
             "unit": unit,
             "beside": beside.replace("-", _MINUS),
+            "sure": "sure" if row["low"] > 0.0 or is_share else "",
             "over": f"over {row['over']}" + (f", {of}" if is_share else ""),
         }
 

@@ -79,7 +79,7 @@
       if ((one === null && two === null) || (differ.checked && one === two)) continue;
       const row = document.createElement("tr");
       if (one !== two) row.className = "differs";
-      row.append(cell(name.replaceAll("_", " "), false), cell(told(one), true), cell(told(two), true), cell(change(name, one, two), true));
+      row.append(cell(/\/| of /.test(name) ? name : name.replaceAll("_", " "), false), cell(told(one), true), cell(told(two), true), cell(change(name, one, two), true));
       made.push(row);
     }
     const head = other.tHead.rows[0];

@@ -15,7 +15,7 @@ from ww_opt.reporting.page.drawings import Interval, alphas_figure
 from ww_opt.reporting.page.facts import Facts
 from ww_opt.reporting.page.section import Drawing, Section
 from ww_opt.reporting.plots.panels import Spectrum, read_spectra, spectrum_panel
-from ww_opt.reporting.terminal import in_network_order, legend, number
+from ww_opt.reporting.terminal import in_network_order, legend
 from ww_opt.search.records import LayerRecord
 from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.findings import CALLS_TO_ACT, NARROW, label
@@ -127,9 +127,7 @@ def _alphas(rows: Sequence[Row]) -> list[Interval]:
 
 
 def _panel(own: Spectrum, row: Row) -> Drawing:
-    told = [f"alpha {number(row.alpha)}" if math.isfinite(row.alpha) else "not fitted"]
-    if math.isfinite(row.sigma):
-        told[0] = f"alpha {row.alpha:.2f} ± {row.sigma:.2f}, D {row.D:.2f}"
+    told = [f"alpha {row.alpha:.2f} ± {row.sigma:.2f}, D {row.D:.2f}"] if math.isfinite(row.alpha) else []
     told.append(f"{row.spikes} spike{'s' * (row.spikes != 1)}")
     told += [label(name) for name in _names(row)]
     caption = f"{row.name} · {row.N}x{row.M} · {', '.join(told)}"

@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 _SHADES = {colour.value.lower(): f"var(--{colour.name.lower()})" for colour in Colour} | {"#000000": "var(--ink)"}
 _DEFAULTS = ("stroke-linejoin: miter", "stroke-linecap: butt", "fill-opacity: 1", "stroke-opacity: 1")
 _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-_PIXELS = 1.65
+_PIXELS = 1.8
 """Largest width on a page, in pixels a point of the figure."""
 
 

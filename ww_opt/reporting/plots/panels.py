@@ -57,8 +57,8 @@ def _read(weight: LayerWeight) -> Spectrum:
 
 
 def spectrum_panel(own: Spectrum) -> Figure:
-    """Draw one spectrum, 4.9 x 1.7 inches: grey, what noise can make; orange, spikes and the fit."""
-    figure = Figure(figsize=(4.9, 1.75), layout="constrained")
+    """Draw one spectrum, 4 inches wide: grey, what noise can make; orange, spikes and the fit."""
+    figure = Figure(figsize=(4.0, 1.6), layout="constrained")
     null_axes, tail_axes = (titled(axes, "") for axes in figure.subplots(1, 2))
     _draw_null(null_axes, own.relative)
     _draw_tail(tail_axes, own)
