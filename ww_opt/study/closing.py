@@ -35,7 +35,7 @@ from ww_opt.study.trust import known_noise, seed_noise, trust
 from ww_opt.study.weights_folder import pick_file, weights_file
 from ww_opt.training.wrappers import load_plain_state
 
-__all__ = ["Closing", "TestAccuracy", "closing", "meaning", "open_test_set", "too_many_parameters"]
+__all__ = ["Closing", "TestAccuracy", "closing", "meaning", "open_test_set", "recorded_steps", "too_many_parameters"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def closing(
     finished = [trial for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()]
     trials = [trial for trial in finished if not is_interrupted(trial)]
     of = {state: [trial for trial in trials if trial.state is state] for state in TrialState}
-    n_steps = study.objective.n_steps if study is not None else _recorded_steps(trials)
+    n_steps = study.objective.n_steps if study is not None else recorded_steps(trials)
     ran = [_steps(trial, n_steps) for trial in of[TrialState.COMPLETE] + of[TrialState.PRUNED]]
     ranked = ranking(host, trials)
     pick = ranked.best
@@ -191,7 +191,7 @@ def meaning(objective: SpectralObjective) -> str:
     return f"The score is {own}."
 
 
-def _recorded_steps(trials: Sequence[FrozenTrial]) -> int:
+def recorded_steps(trials: Sequence[FrozenTrial]) -> int:
     """Length of a run as the looks have it; 0 where none says."""
     return max((look.n_steps for trial in trials if (look := records.last_look(trial)) is not None), default=0)
 

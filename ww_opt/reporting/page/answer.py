@@ -45,7 +45,7 @@ def pick_section(facts: Facts) -> Section:
         head += f"; {result.look.late_accuracy:.1%} of the {result.look.n_late} late examples right"
     notes = (*((result.meaning,) if result.meaning else ()), *gaps)
     return Section(
-        "pick", title, (f"{head}.", *_about_state(facts)), settings_frame(pick, _came_with(facts)), notes=notes
+        "pick", title, (f"{head}.", *_about_state(facts)), _settings_frame(pick, _came_with(facts)), notes=notes
     )
 
 
@@ -83,7 +83,7 @@ def _came_with(facts: Facts) -> dict[str, Any]:
     return parameters(next(own for own in facts.trials if own.number == facts.start))
 
 
-def settings_frame(pick: FrozenTrial, before: Mapping[str, Any]) -> pd.DataFrame:
+def _settings_frame(pick: FrozenTrial, before: Mapping[str, Any]) -> pd.DataFrame:
     """A row for each layer or label, a column for each kind of setting, and ``<kind>_before`` where it was another."""
     own = _by_label(parameters(pick))
     old = _by_label(before)

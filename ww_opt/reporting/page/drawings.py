@@ -94,10 +94,7 @@ def steps_figure(facts: Facts) -> Figure:
 def intervals_figure(rows: Sequence[Interval], label: str, *, is_share: bool) -> Figure:
     """Draw numbers with their intervals, one a row; shares from 0 to 1, correlations from -1 to 1."""
     figure, axes = _blank(0.75 + 0.24 * len(rows))
-    for place, row in enumerate(rows):
-        colour = Colour.BLUE if row.is_told else Colour.GREY
-        axes.hlines(place, row.low, row.high, color=colour, linewidth=3, alpha=0.35)
-        axes.plot(row.value, place, "o", color=colour, markersize=6)
+    _draw_intervals(axes, rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(*((-0.02, 1.02) if is_share else (-1.04, 1.04)))
     if is_share:
@@ -117,20 +114,29 @@ def alphas_figure(rows: Sequence[Interval]) -> Figure:
         return figure
     alpha_axis(axes, "x", [row.value for row in known])
     low, high = axes.get_xlim()
+    _draw_intervals(axes, rows)
+    axes.set_xlim(low, high)
     for place, row in enumerate(rows):
         if not math.isfinite(row.value):
             note(axes, (low, place), "not fitted", (4, 0), color=Colour.GREY, in_layout=False)
-            continue
-        colour = Colour.BLUE if row.is_told else Colour.GREY
-        ends = (max(row.low, low), min(row.high, high)) if math.isfinite(row.low) else (row.value, row.value)
-        axes.hlines(place, *ends, color=colour, linewidth=3, alpha=0.35)
-        axes.plot(row.value, place, "o" if row.is_told else ".", color=colour, markersize=6)
     axes.set_ylim(len(rows) - 0.5, -1.3)
     note(axes, (low, -0.9), "heavy tail", (4, 0), color=Colour.GREY, in_layout=False)
     note(axes, (high, -0.9), "under-trained", (-2, 0), ha="right", color=Colour.GREY, in_layout=False)
     axes.set_xlabel("alpha")
     _name_rows(axes, [row.name for row in rows])
     return figure
+
+
+def _draw_intervals(axes: Axes, rows: Sequence[Interval]) -> None:
+    """Draw what is finite: dots with lines, those that are not told small and grey."""
+    for is_told, colour, size in ((True, Colour.BLUE, 6), (False, Colour.GREY, 4)):
+        own = [(place, row) for place, row in enumerate(rows) if row.is_told is is_told and math.isfinite(row.value)]
+        lines = [(place, row.low, row.high) for place, row in own if math.isfinite(row.high - row.low)]
+        if lines:
+            places, lows, highs = zip(*lines, strict=True)
+            axes.hlines(places, lows, highs, colors=[colour], linewidth=3, alpha=0.35)
+        if own:
+            axes.plot([row.value for _, row in own], [place for place, _ in own], "o", color=colour, markersize=size)
 
 
 def _blank(height: float) -> tuple[Figure, Axes]:

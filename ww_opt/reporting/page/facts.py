@@ -10,10 +10,9 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from ww_opt.search import records
 from ww_opt.search.ranking import ranking
 from ww_opt.search.repeats import start_number
-from ww_opt.study.closing import Closing, TestAccuracy, closing
+from ww_opt.study.closing import Closing, TestAccuracy, closing, recorded_steps
 from ww_opt.study.opened import recalled
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ class Facts:
         trials: all of them, in the order of their numbers.
         ranked: those that were ranked together, the best first.
         result: what the closing makes of them.
+        n_steps: length of a whole run; 0 where it is not known.
         start: number of the trial with the settings that the user came with; ``None`` where there is none.
         accuracy: what the sealed test set said of the pick; ``None`` where it was not opened.
         folder: where the study keeps weights; ``None`` where that is not known.
@@ -43,6 +43,7 @@ class Facts:
     trials: tuple[FrozenTrial, ...]
     ranked: tuple[FrozenTrial, ...]
     result: Closing
+    n_steps: int
     start: int | None
     accuracy: TestAccuracy | None = None
     folder: Path | None = None
@@ -57,13 +58,6 @@ class Facts:
     def sign(self) -> float:
         """1 where a lower score is better, else -1."""
         return -1.0 if self.host.directions[0] is StudyDirection.MAXIMIZE else 1.0
-
-    @property
-    def n_steps(self) -> int:
-        """Length of a whole run; 0 where it is not known."""
-        if self.study is not None:
-            return self.study.objective.n_steps
-        return max((look.n_steps for own in self.trials if (look := records.last_look(own)) is not None), default=0)
 
     def in_state(self, *states: TrialState) -> list[FrozenTrial]:
         """Trials in one of these states."""
@@ -99,4 +93,5 @@ def gather(
     trials = tuple(sorted(host.get_trials(deepcopy=False), key=lambda own: own.number))
     ranked = ranking(host, trials).trials
     accuracy = None if result.pick is None else recalled(host, result.pick)
-    return Facts(host, study, trials, ranked, result, start_number(host), accuracy, folder, storage)
+    n_steps = study.objective.n_steps if study is not None else recorded_steps(trials)
+    return Facts(host, study, trials, ranked, result, n_steps, start_number(host), accuracy, folder, storage)

@@ -23,6 +23,7 @@ _HERE = "ww_opt.reporting.page"
 _WAS = "was"
 _LONG = 40
 """Letters from which a cell is broken into lines."""
+_MANY = 20_000
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -149,14 +150,16 @@ def _pair(compare: pd.DataFrame) -> list[int]:
 
 
 def _data(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """All columns of all trials for the script, numbers in four digits."""
-    return {str(name): [_short(own) for own in frame[name]] for name in frame if not str(name).startswith("median ")}
+    """All columns of all trials for the script, numbers in four digits; in two where there are very many."""
+    digits = 4 if frame.size < _MANY else 2
+    names = [str(name) for name in frame if not str(name).startswith("median ")]
+    return {name: [_short(own, digits if "/" in name else 4) for own in frame[name]] for name in names}
 
 
-def _short(own: Any) -> Any:
+def _short(own: Any, digits: int) -> Any:
     own = own.item() if hasattr(own, "item") else own
     if isinstance(own, float):
         if not math.isfinite(own):
             return None
-        return int(own) if own.is_integer() and abs(own) < 1e15 else float(f"{own:.4g}")
+        return int(own) if own.is_integer() and abs(own) < 1e15 else float(f"{own:.{digits}g}")
     return own if own is None or isinstance(own, int | str) else str(own)

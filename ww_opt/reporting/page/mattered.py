@@ -18,6 +18,8 @@ from ww_opt.study.mattered import about_layers
 __all__ = ["effects_section", "importance_section"]
 
 _N_SETTINGS, _N_EFFECTS = 12, 16
+_N_ROWS = 60
+"""Rows that people are shown, the strongest; JSON has all."""
 _WORDS = {"spectral_norm": "spectral norm", "stable_rank": "stable rank"}
 
 
@@ -33,7 +35,9 @@ def importance_section(facts: Facts) -> Section:
         if drawn else ()
     )  # fmt: skip
     said = [own for own in facts.result.mattered if own not in about_layers(found)]
-    return Section("importance", title, tuple(said), found.frame(), drawings, tuple(_about_model(found)))
+    return Section(
+        "importance", title, tuple(said), found.frame(), drawings, tuple(_about_model(found)), n_rows=_N_ROWS
+    )
 
 
 def _about_model(found: Importance) -> list[str]:
@@ -72,7 +76,9 @@ def effects_section(facts: Facts) -> Section:
         why = "Too few trials have records of their layers, or no setting belongs to a layer by its name."
         return Section("effects", title, (why,), pd.DataFrame(columns=[*columns, "beyond_chance"]))
     told = beyond_chance(effects)
-    rows = [{**asdict(own), "beyond_chance": own in told} for own in effects]
+    known = {id(own) for own in told}
+    rest = sorted((own for own in effects if id(own) not in known), key=lambda own: own.chance)
+    rows = [{**asdict(own), "beyond_chance": id(own) in known} for own in (*told, *rest)]
     frame = pd.DataFrame(rows, columns=[*columns, "beyond_chance"])
     n_trials = sorted({own.n_trials for own in effects})
     over = f"{n_trials[0]} to {n_trials[-1]}" if len(n_trials) > 1 else f"{n_trials[0]}"
@@ -85,13 +91,13 @@ def effects_section(facts: Facts) -> Section:
     sentences = tuple(about_layers(found)) if found is not None else ()
     if not told:
         nothing = "What went together is no more than chance would give."
-        return Section("effects", title, (nothing,), frame, notes=tuple(notes))
+        return Section("effects", title, (nothing,), frame, notes=tuple(notes), n_rows=_N_ROWS)
     rows_drawn = [_interval(own) for own in told[:_N_EFFECTS]]
     if len(told) > len(rows_drawn):
-        notes.append(f"The {len(rows_drawn)} strongest are drawn, the table has all.")
+        notes.append(f"The {len(rows_drawn)} strongest are drawn.")
     words = "Rank correlations of settings with measures of their own layers"
     draw = partial(intervals_figure, rows_drawn, "rank correlation", is_share=False)
-    return Section("effects", title, sentences, frame, (Drawing(words, draw),), tuple(notes))
+    return Section("effects", title, sentences, frame, (Drawing(words, draw),), tuple(notes), n_rows=_N_ROWS)
 
 
 def _interval(own: LayerEffect) -> Interval:

@@ -41,6 +41,7 @@ class Section:
         drawings: figures of the frame.
         notes: how it was found and how to read it, in small print.
         shown: columns that people are shown, where the frame has more; ``None``: all.
+        n_rows: rows that people are shown, from the first.
         command: what to type, if there is something to; passwords hidden.
     """
 
@@ -51,9 +52,11 @@ class Section:
     drawings: tuple[Drawing, ...] = ()
     notes: tuple[str, ...] = ()
     shown: tuple[str, ...] | None = None
+    n_rows: int | None = None
     command: str = ""
 
     @property
     def table(self) -> pd.DataFrame:
         """The frame as people are shown it."""
-        return self.frame if self.shown is None else self.frame[list(self.shown)]
+        own = self.frame if self.shown is None else self.frame[list(self.shown)]
+        return own.head(self.n_rows) if self.n_rows is not None else own

@@ -26,8 +26,8 @@ from ww_opt.study.weights_folder import is_own, pick_file, weights_file
 __all__ = ["layers_section"]
 
 _COLUMNS = ("layer", "N", "M", "alpha", "sigma", "D", "xmin", "n_tail", "spikes", "traps", "rank_loss", "finding")
-_N_DRAWN = 24
-"""Layers whose spectra are drawn; those with something to act on come first."""
+_N_DRAWN, _N_DRAWN_OF_MANY, _MANY = 24, 12, 40
+"""Layers whose spectra are drawn, and of how many are many; those with something to act on come first."""
 _MOST_WORK = 2e11
 """Sum over layers of N M^2 up to which weights are read again: half a minute or so."""
 _ACT = {finding.name for finding in CALLS_TO_ACT}
@@ -97,8 +97,8 @@ def _weights(facts: Facts, recorded: Sequence[LayerRecord]) -> tuple[Path | None
 def _first(rows: Sequence[Row]) -> list[str]:
     """Names of the layers to draw: those to act on, then fitted ones in the network's order."""
     fitted = [row for row in rows if row.n_eigenvalues > 0]
-    chosen = sorted(fitted, key=lambda row: not _calls(row))[:_N_DRAWN]
-    return [row.name for row in rows if row in chosen]
+    n = _N_DRAWN if len(fitted) <= _MANY else _N_DRAWN_OF_MANY
+    return [row.name for row in sorted(fitted, key=lambda row: not _calls(row))[:n]]
 
 
 def _names(row: Row) -> list[str]:

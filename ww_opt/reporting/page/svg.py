@@ -15,6 +15,7 @@ from ww_opt.reporting.plots.drawing import Colour
 __all__ = ["inline_svg"]
 
 _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
+_SPACES = re.compile(r"(?<![\d.])\s+|\s+(?=[A-Za-z])|(\s)\s+")
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _SHADES = {colour.value.lower(): f"var(--{colour.name.lower()})" for colour in Colour} | {"#000000": "var(--ink)"}
 _DEFAULTS = ("stroke-linejoin: miter", "stroke-linecap: butt", "fill-opacity: 1", "stroke-opacity: 1")
@@ -69,7 +70,9 @@ def _make_own(root: ElementTree.Element, key: str) -> None:
             own["clip-path"] = re.sub(r"#([\w-]+)", lambda found: f"#{used[found[1]]}", own["clip-path"])
         for name in ("d", "x", "y", "transform", "width", "height", "points"):
             if name in own:
-                own[name] = " ".join(_NUMBER.sub(_rounded, own[name]).split())
+                own[name] = _SPACES.sub(r"\1", _NUMBER.sub(_rounded, own[name])).strip()
+        if own.get("transform", "").startswith("rotate(-0 "):
+            del own["transform"]
         if "style" in own and (style := _style(own.pop("style"))) != "":
             own["style"] = style
         if element.tag not in ("text", "tspan"):
@@ -87,11 +90,14 @@ def _flatten(parent: ElementTree.Element) -> None:
             continue
         children += list(child) if child.tag == "g" and not child.attrib else [child]
     parent[:] = children
-    styles = {child.attrib.get("style") for child in children if child.tag == "use"}
-    if parent.tag == "g" and len(children) > 1 and all(child.tag == "use" for child in children) and len(styles) == 1:
-        parent.attrib["style"] = ";".join(filter(None, (parent.attrib.get("style"), *styles)))
-        for child in children:
-            child.attrib.pop("style", None)
+    if parent.tag != "g" or len(children) < 2 or {child.tag for child in children} not in ({"use"}, {"path"}):
+        return
+    for name in ("style", "clip-path"):
+        common = {child.attrib.get(name) for child in children}
+        if len(common) == 1 and None not in common and name not in parent.attrib:
+            parent.attrib[name] = str(common.pop())
+            for child in children:
+                del child.attrib[name]
 
 
 def _rounded(found: re.Match[str]) -> str:
@@ -100,7 +106,6 @@ def _rounded(found: re.Match[str]) -> str:
 
 def _style(text: str) -> str:
     parts = [part.strip() for part in text.split(";")]
-    kept = [part for part in parts if part and part not in _DEFAULTS]
+    kept = [part for part in parts if part and part not in _DEFAULTS and not part.startswith("font-family")]
     style = ";".join(part.replace(": ", ":") for part in kept)
-    style = re.sub(r"font:(?:\w+ )*?([\d.]+)px [^;]*", r"font-size:\1px", style)
     return re.sub(r"#[0-9a-f]{6}\b", lambda found: _SHADES.get(found[0], found[0]), style)
