@@ -15,7 +15,7 @@ from ww_opt.reporting.page.section import Section
 from ww_opt.reporting.summary import parameters
 from ww_opt.reporting.terminal import are_shares, number
 from ww_opt.search import records
-from ww_opt.search.coordinates import agree
+from ww_opt.search.coordinates import agree, kind_of
 from ww_opt.search.ranking import some
 from ww_opt.search.repeats import spread, start_of
 
@@ -23,6 +23,7 @@ __all__ = ["gain_section", "pick_section", "trust_section"]
 
 _SURE = 1.96
 """Standard deviations to each side that make an interval of 95 %."""
+_UNLABELLED = "all layers"
 _GAINS = ("over", "of", "pick", "other", "gained", "low", "high", "source")
 
 
@@ -96,6 +97,8 @@ def _settings_frame(pick: FrozenTrial, before: Mapping[str, Any]) -> pd.DataFram
             cells[f"{kind}_before"] = old.get(label, {}).get(kind)
         rows.append(cells)
     frame = pd.DataFrame(rows, columns=["layer", *(name for kind in kinds for name in (kind, f"{kind}_before"))])
+    if list(own) == [_UNLABELLED]:
+        frame = frame.drop(columns="layer")
     same = [f"{kind}_before" for kind in kinds if _is_as_before(frame, kind)]
     return frame.drop(columns=same)
 
@@ -109,7 +112,7 @@ def _by_label(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         kind, slash, label = name.partition("/")
-        found.setdefault(label if slash and label else "all layers", {})[kind if slash and label else name] = value
+        found.setdefault(label if slash and label else _UNLABELLED, {})[kind if slash and label else name] = value
     return found
 
 
@@ -174,7 +177,7 @@ def _gained(over: str, of: str, values: tuple[float, float], gain: tuple[float, 
 
 
 def _about_gain(facts: Facts) -> Iterator[str]:
-    pick = facts.pick
+    pick, found = facts.pick, facts.result.importance
     assert pick is not None
     if facts.start is None:
         yield "The study did not begin with a configuration of yours, so what was gained over it is not known."
@@ -182,7 +185,7 @@ def _about_gain(facts: Facts) -> Iterator[str]:
         yield "What you came with is the pick: nothing beat it by more than the noise."
     if agree(pick.params):
         yield "The layers of the pick share their settings."
-    elif facts.result.importance is not None and facts.result.importance.gain is None:
+    elif any(map(kind_of, pick.params)) and (found is None or found.gain is None):
         yield "What settings per layer gained over shared ones cannot be told."
     own = facts.accuracy
     if own is not None:
@@ -197,4 +200,9 @@ def _about_gain(facts: Facts) -> Iterator[str]:
 def trust_section(facts: Facts) -> Section:
     """List what must be read first, and how far the ranking can be trusted."""
     rows = [("read first", own) for own in facts.result.alarms] + [("trust", own) for own in facts.result.trust]
-    return Section("trust", "How far to trust it", (), pd.DataFrame(rows, columns=["what", "sentence"]))
+    said = ()
+    if facts.pick is None:
+        said = ("There is no pick to trust.",)
+    elif not facts.result.trust:
+        said = ("The records say nothing for it or against it.",)
+    return Section("trust", "How far to trust it", said, pd.DataFrame(rows, columns=["what", "sentence"]))

@@ -21,7 +21,7 @@ __all__ = ["Interval", "alphas_figure", "intervals_figure", "scores_figure", "sh
 
 WIDTH = 4.4
 """Inches. A phone shows text of 9 points in such a figure at 10 pixels, a desktop at 16."""
-_NAME_LENGTH = 26
+_NAME_LENGTH = 28
 _MAX_NAMED = 26
 """Rows of an axis that are named; of more, every second, third, ..."""
 _FAR = 4.0
@@ -39,10 +39,11 @@ class Interval:
 
 
 def shortened(name: str, length: int = _NAME_LENGTH) -> str:
-    """Cut a long name in its middle, where names of layers differ least."""
+    """Cut a long name after its kind, ``lr/``, or its first letters: names of layers differ at their ends."""
     if len(name) <= length:
         return name
-    head = (length - 1) // 3
+    head = name.find("/") + 1
+    head = head if 0 < head <= length // 2 else 3
     return f"{name[:head]}…{name[head + 1 - length :]}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ww_opt.reporting.page.section import Drawing, Section
+from ww_opt.reporting.page.section import PICK, Drawing, Section
 from ww_opt.reporting.page.svg import inline_svg
 from ww_opt.reporting.terminal import number
 
@@ -54,6 +54,7 @@ def page(study: str, sections: Sequence[Section]) -> str:
             study=study,
             sections=by_key,
             cards=list(_cards(by_key["gain"].frame)),
+            number=_number_of_pick(by_key["scores"].frame),
             pair=_pair(by_key["compare"].frame),
             data=_data(by_key["trials"].frame),
         )
@@ -142,6 +143,11 @@ def _cards(frame: pd.DataFrame) -> Iterator[dict[str, str]]:
             "sure": "sure" if row["low"] > 0.0 or is_share else "",
             "over": f"over {row['over']}" + (f", {of}" if is_share else ""),
         }
+
+
+def _number_of_pick(scores: pd.DataFrame) -> int | None:
+    found = scores[scores["what"] == PICK]["trial"]
+    return None if found.empty else int(found.iloc[0])
 
 
 def _pair(compare: pd.DataFrame) -> list[int]:

@@ -63,7 +63,7 @@ def _drawn(found: Importance) -> list[Interval]:
 
 
 def _name(own: Share) -> str:
-    return f"{own.kind}/{own.label}" if own.label else f"{own.kind}, all layers"
+    return f"{own.kind}/{own.label}" if own.label else own.kind
 
 
 def effects_section(facts: Facts) -> Section:

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { columns, pair } = JSON.parse(document.getElementById("data").textContent);
+  const { columns, pair, pick } = JSON.parse(document.getElementById("data").textContent);
   const numbers = columns.trial;
   const byId = (id) => document.getElementById(id);
   for (const own of document.querySelectorAll(".script")) own.hidden = false;
@@ -115,6 +115,6 @@
       first.focus({ preventScroll: true });
     });
     row.cells[place.trial].replaceChildren(button);
-    if (Number(number) === pair[1]) row.classList.add("pick");
+    if (Number(number) === pick) row.classList.add("pick");
   }
 })();

@@ -11,7 +11,10 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Drawing", "Section"]
+__all__ = ["PICK", "Drawing", "Section"]
+
+PICK = "the pick"
+"""What a trial is that was picked, in the section of scores."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ww_opt.reporting.closing_text import counts, pruning
 from ww_opt.reporting.page.drawings import scores_figure, steps_figure
 from ww_opt.reporting.page.facts import Facts
-from ww_opt.reporting.page.section import Drawing, Section
+from ww_opt.reporting.page.section import PICK, Drawing, Section
 from ww_opt.reporting.summary import parameters, steps_run
 from ww_opt.search import records
 from ww_opt.search.decisions import decisions
@@ -65,7 +65,7 @@ def _part(facts: Facts, trial: FrozenTrial) -> str:
     if repeat is not None:
         return f"repeat of trial {repeat.of}"
     if facts.pick is not None and trial.number == facts.pick.number:
-        return "the pick"
+        return PICK
     return "what you came with" if trial.number == facts.start else "search"
 
 
@@ -116,7 +116,8 @@ def trials_section(facts: Facts) -> Section:
         shown = [str(name) for name in medians]
     frame = pd.concat([measures, medians, settings, _layers(facts)], axis=1)
     empty = [name for name in ("train_loss", "late_loss", "late_accuracy", "repeats") if measures[name].isna().all()]
-    sentences = ["Choose a column's head to sort by it, a trial's number to compare it with the pick."]
+    whom = " with the pick" if facts.pick is not None else ""
+    sentences = [f"Choose a column's head to sort by it, a trial's number to compare it{whom}."]
     if not medians.empty:
         sentences.append(
             f"Of {len(settings.columns)} settings the medians of each kind are shown; the comparison has all."

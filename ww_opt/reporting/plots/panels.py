@@ -116,5 +116,5 @@ def _thinned(n: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
 
 def _plain(axis: Axis) -> None:
     """Powers of ten as plain numbers: typeset ones weigh five times as much."""
-    axis.set_major_locator(LogLocator(numticks=4))
+    axis.set_major_locator(LogLocator(numticks=3))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
