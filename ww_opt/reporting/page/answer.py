@@ -200,7 +200,7 @@ def _about_gain(facts: Facts) -> Iterator[str]:
 def trust_section(facts: Facts) -> Section:
     """List what must be read first, and how far the ranking can be trusted."""
     rows = [("read first", own) for own in facts.result.alarms] + [("trust", own) for own in facts.result.trust]
-    said = ()
+    said: tuple[str, ...] = ()
     if facts.pick is None:
         said = ("There is no pick to trust.",)
     elif not facts.result.trust:
