@@ -131,7 +131,7 @@ def _cards(frame: pd.DataFrame) -> Iterator[dict[str, str]]:
         is_share = of.startswith("accuracy") and 0.0 <= row["pick"] <= 1.0
         if is_share:
             text, unit = f"{100 * row['gained']:+.1f}", "points"
-            beside = f"{row['pick']:.1%} against {row['other']:.1%}"
+            beside = f"{row['pick']:.1%} against {row['other']:.1%}, one training each"
         else:
             text, unit = f"{row['gained']:+.2g}", "of the score" if of == "score" else of
             known = math.isfinite(row["low"])
