@@ -295,7 +295,7 @@ class TestRun:
         assert "Settings, score and versions of the pick: runs/tiny/pick.json" in answer.out
         assert "The score is the default score of the weights, 0 (best) to 4" in answer.out
         assert {file.name for file in folder.iterdir()} == {
-            *(".study", "pick.json", "study.png"),
+            *(".study", "pick.json", "report.html", "study.png"),
             *(f"trial-{number:05d}.pt" for number in range(3)),
         }
 
@@ -352,7 +352,7 @@ STUDY = study(loss=loss)
         experiment = client.get_experiment_by_name("other").experiment_id
         (parent,) = client.search_runs([experiment], "tags.`ww_opt.role` = 'study'")
         assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
-            *("pick.json", "study.png", "trial-00000.pt"),
+            *("pick.json", "report.html", "study.png", "trial-00000.pt"),
         }
 
     def test_a_timeout_ends_it(self, ww: Runner) -> None:

@@ -12,7 +12,7 @@ import pytest
 from optuna.samplers import TPESampler
 
 from tests import tiny
-from ww_opt.study.storages import StorageError, open_storage, reading
+from ww_opt.study.storages import StorageError, open_storage, reading, shown, without_passwords
 from ww_opt.study.study import open_study
 from ww_opt.study.weights_folder import claim
 
@@ -69,6 +69,25 @@ def test_what_servers_and_disks_say(text: str, message: str) -> None:
     with pytest.raises(StorageError, match=message) as caught:
         reading("postgresql://me:secret@host/x", fail)
     assert "'postgresql://***@host/x'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("storage", "told"),
+    [
+        ("postgresql://me:secret@host/db", "'postgresql://***@host/db'"),
+        ("postgresql://me:se/cr@et@host/db", "'postgresql://***@host/db'"),
+        ("mysql://host/db?user=me&password=secret&x=1", "'mysql://host/db?user=me&password=***&x=1'"),
+        ("sqlite:////runs/me@home/x.db", "'sqlite:////runs/me@home/x.db'"),
+        ("my@own.journal", "'my@own.journal'"),
+    ],
+)
+def test_no_password_is_shown(storage: str, told: str) -> None:
+    assert shown(storage) == told
+
+
+def test_passwords_inside_of_a_sentence_are_hidden() -> None:
+    said = without_passwords("tried 'a://me:secret@x/d', then b://y?password=secret and neither answers me@home")
+    assert said == "tried 'a://***@x/d', then b://y?password=*** and neither answers me@home"
 
 
 def test_the_fault_of_a_sampler_is_its_own_with_its_place() -> None:

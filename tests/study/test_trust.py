@@ -21,7 +21,7 @@ from ww_opt.search import records
 from ww_opt.search.ranking import comparable
 from ww_opt.study.closing import closing, meaning
 from ww_opt.study.study import open_study, run
-from ww_opt.study.trust import seed_noise, trust
+from ww_opt.study.trust import known_noise, seed_noise, trust
 
 
 def ran(study: Study, directory: Path) -> optuna.Study:
@@ -66,11 +66,20 @@ class TestSeedNoise:
     def test_is_measured_once(self, tmp_path: Path) -> None:
         host = ran(tiny.STUDY, tmp_path)
         n_trials = len(host.trials)
+        assert math.isnan(known_noise(host, host.best_trial))
         noise = seed_noise(tiny.STUDY, host, host.best_trial)
         assert noise > 0
+        assert closing(tiny.STUDY, host).noise == known_noise(host, host.best_trial) == noise
         assert len(host.trials) == n_trials
         broken = replace(tiny.STUDY, objective=replace(tiny.OBJECTIVE, n_steps=1, interval_steps=1))
         assert seed_noise(broken, host, host.best_trial) == noise
+
+    def test_records_alone_are_summed_up_without_training(self, tmp_path: Path) -> None:
+        host = ran(tiny.STUDY, tmp_path)
+        alone, whole = closing(None, host, repeat=True), closing(tiny.STUDY, host)
+        assert (alone.pick, alone.saved, alone.meaning) == (whole.pick, whole.saved, "")
+        assert alone.trust == tuple(said for said in whole.trust if not said.startswith("The weights alone"))
+        assert not any(name.startswith("ww_opt:repeats") for name in host.user_attrs)
 
     def test_is_unknown_where_it_was_not_asked_for(self, tmp_path: Path) -> None:
         study = replace(tiny.STUDY, n_repeats=0)

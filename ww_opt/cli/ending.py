@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ww_opt.tracking.contents import Contents
     from ww_opt.tracking.mlflow import MLflowCallback
 
-__all__ = ["close", "draw", "finish"]
+__all__ = ["close", "draw", "finish", "write_page"]
 
 
 def close(study: Study, host: optuna.Study, job: Job, tracker: MLflowCallback | None) -> int:
@@ -29,6 +29,7 @@ def close(study: Study, host: optuna.Study, job: Job, tracker: MLflowCallback | 
     from ww_opt.reporting.closing_text import accuracy_text, closing_text, mlflow_text
     from ww_opt.search.records import read
     from ww_opt.study.closing import closing, open_test_set
+    from ww_opt.study.opened import remember
     from ww_opt.study.picking import train_pick
     from ww_opt.study.weights_folder import weights_file
 
@@ -47,6 +48,8 @@ def close(study: Study, host: optuna.Study, job: Job, tracker: MLflowCallback | 
     try:
         if (accuracy := open_test_set(study, host, job.directory)) is not None:
             click.echo(f"{accuracy_text(accuracy)}\n")
+            if result.pick is not None:
+                remember(host, result.pick, accuracy)
     except Exception:  # the user's own code; what was found stands all the same
         click.echo(f"{traceback.format_exc()}\nThe test set could not be evaluated; the study is complete.\n", err=True)
         code = FAILED
@@ -66,7 +69,7 @@ def close(study: Study, host: optuna.Study, job: Job, tracker: MLflowCallback | 
 def _kept(
     study: Study, host: optuna.Study, job: Job, found: tuple[Closing, TestAccuracy | None, Path | None]
 ) -> Contents:
-    """Write ``pick.json`` and the figure, and gather what MLflow gets."""
+    """Write ``pick.json``, figure and report, and gather what MLflow gets."""
     from ww_opt.study.pick_card import pick_card, write_card
     from ww_opt.tracking.contents import of_study
 
@@ -76,7 +79,7 @@ def _kept(
     if card is not None:
         files.append(write_card(card, job.directory))
         click.echo(f"Settings, score and versions of the pick: {files[-1]}")
-    files.append(draw(host, job.directory))
+    files += [draw(host, job.directory), write_page(study, host, job, result)]
     trials = [trial for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()]
     return of_study(card, result, accuracy, trials, _existing(files))
 
@@ -108,6 +111,26 @@ def draw(host: optuna.Study, directory: Path) -> Path | None:
         click.echo(f"The study's figure could not be drawn: {type(error).__name__}: {error}", err=True)
         return None
     click.echo(f"Figure of the study: {target}")
+    return target
+
+
+def write_page(study: Study, host: optuna.Study, job: Job, result: Closing | None = None) -> Path | None:
+    """Write the study's report into its folder and say where; a report that fails costs no result."""
+    if not any(trial.state.is_finished() for trial in host.get_trials(deepcopy=False)):
+        return None
+    target = job.directory / "report.html"
+    try:
+        from ww_opt.reporting.page import gather, report_of, write_text
+
+        found = gather(host, study, folder=job.directory, storage=job.storage, result=result)
+        write_text(report_of(found).to_html(), target)
+    except (Exception, KeyboardInterrupt) as error:
+        from ww_opt.study.storages import without_passwords
+
+        why = without_passwords(" ".join(f"{type(error).__name__}: {error}".split()).rstrip(": "))
+        click.echo(f"The study's report could not be written: {why}; `ww-opt report` tries again.", err=True)
+        return None
+    click.echo(f"Report of the study: {target}")
     return target
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ww_opt.cli.ending import close, draw, finish
+from ww_opt.cli.ending import close, draw, finish, write_page
 from ww_opt.cli.exit_codes import FAILED, INTERRUPTED
 from ww_opt.cli.stored import place_of
 
@@ -93,6 +93,7 @@ def run(study_file: str, **options: Any) -> None:
     except KeyboardInterrupt:
         click.echo(f"\nStopped; what was done is recorded. To go on:\n  {go_on}", err=True)
         draw(host, job.directory)
+        write_page(study, host, job)
         finish(tracker, host)
         sys.exit(INTERRUPTED)
     except Exception as error:

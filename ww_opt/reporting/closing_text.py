@@ -22,7 +22,7 @@ from ww_opt.reporting.terminal import (
 if TYPE_CHECKING:
     from ww_opt.study.closing import Closing, TestAccuracy
 
-__all__ = ["accuracy_text", "closing_text", "mlflow_text"]
+__all__ = ["accuracy_text", "closing_text", "counts", "mlflow_text", "nothing_to_pick", "pruning"]
 
 _N_REASONS = 5
 _WIDTH = 100
@@ -30,11 +30,9 @@ _WIDTH = 100
 
 def closing_text(result: Closing, settings: Mapping[str, Any]) -> str:
     """Tell what a study found, without the test set: what alarms first, then the pick and how far to trust it."""
-    counts = _counts(result)
     alarms = ["Read this first", "", *_items(result.alarms), ""] if result.alarms else []
     if result.pick is None or result.pick.value is None:
-        why = "widen the space or let the pruner start later" if not result.trust else "relax what is said below"
-        lines = [*alarms, f"{counts}. There is nothing to pick: {why}.", *_reasons(result.reasons)]
+        lines = [*alarms, f"{counts(result)}. {nothing_to_pick(result)}", *_reasons(result.reasons)]
         return "\n".join([*lines, *_items(result.trust)])
     better = "lower" if result.direction == "minimize" else "higher"
     head = f"The pick: trial {result.pick.number}, score {number(result.pick.value)} ({better} is better)"
@@ -45,7 +43,7 @@ def closing_text(result: Closing, settings: Mapping[str, Any]) -> str:
         layers = result.look.layers
         words = legend(layers)
         parts += ["", "Its layers", "", layer_table(in_network_order(layers)), *([words] if words else [])]
-    parts += ["", f"{counts}; {_pruning(result)}."]
+    parts += ["", f"{counts(result)}; {pruning(result)}."]
     if not math.isnan(result.look_share):
         parts.append(f"Looks took {result.look_share:.1%} of the training time.")
     parts += _reasons(result.failures)
@@ -56,7 +54,14 @@ def closing_text(result: Closing, settings: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _counts(result: Closing) -> str:
+def nothing_to_pick(result: Closing) -> str:
+    """Say that there is no pick, and what to do."""
+    why = "widen the space or let the pruner start later" if not result.trust else "relax what is said below"
+    return f"There is nothing to pick: {why}."
+
+
+def counts(result: Closing) -> str:
+    """Say how the trials ended."""
     text = f"{result.n_complete} trial{'s' * (result.n_complete != 1)} completed"
     if result.n_settings < result.n_complete:
         text += f" ({result.n_settings} distinct setting{'s' * (result.n_settings != 1)})"
@@ -64,7 +69,8 @@ def _counts(result: Closing) -> str:
     return f"{text}, {result.n_interrupted} interrupted" if result.n_interrupted else text
 
 
-def _pruning(result: Closing) -> str:
+def pruning(result: Closing) -> str:
+    """Say what pruning saved, and which rules ended trials."""
     text = f"pruning saved {result.saved:.0%} of the steps"
     if not result.ended_by:
         return text

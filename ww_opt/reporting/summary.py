@@ -35,6 +35,7 @@ __all__ = [
     "layer_table",
     "note",
     "parameters",
+    "steps_run",
     "study_id",
     "study_note",
 ]
@@ -97,6 +98,12 @@ def parameters(trial: FrozenTrial) -> dict[str, Any]:
     settings = records.read(trial, "settings", {})
     used = {f"{kind}/{label}": value for label, own in settings.items() for kind, value in own.items()}
     return {**{name: value for name, value in used.items() if value is not None}, **trial.params}
+
+
+def steps_run(trial: FrozenTrial) -> int:
+    """Steps that a trial ran: as recorded, else up to its last look or report."""
+    seen = records.last_step(trial)
+    return int(records.read(trial, "steps", default=(trial.last_step or 0) if seen is None else seen))
 
 
 def curves(trial: FrozenTrial) -> dict[tuple[str, int], float]:

@@ -6,12 +6,13 @@ import math
 import statistics
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
 import torch
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search import records
@@ -30,11 +31,11 @@ from ww_opt.study.alarms import alarms
 from ww_opt.study.mattered import mattered
 from ww_opt.study.picking import AGAIN
 from ww_opt.study.study import Study
-from ww_opt.study.trust import seed_noise, trust
+from ww_opt.study.trust import known_noise, seed_noise, trust
 from ww_opt.study.weights_folder import pick_file, weights_file
 from ww_opt.training.wrappers import load_plain_state
 
-__all__ = ["Closing", "TestAccuracy", "closing", "meaning", "open_test_set", "too_many_parameters"]
+__all__ = ["Closing", "TestAccuracy", "closing", "meaning", "open_test_set", "recorded_steps", "too_many_parameters"]
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,12 @@ class Closing:
 
 
 def closing(
-    study: Study, host: optuna.Study, *, repeat: bool = False, announce: Callable[[str], object] = lambda _: None
+    study: Study | None, host: optuna.Study, *, repeat: bool = False, announce: Callable[[str], object] = lambda _: None
 ) -> Closing:
     """Sum up a study from its records.
 
     Args:
-        study: what was run.
+        study: what was run; ``None``: its records alone are known, which lack the meaning of the score and the guard.
         host: its records.
         repeat: train the pick with further seeds where that was not done yet, to know the noise of the score.
         announce: is told in a sentence, before that takes its time.
@@ -111,13 +112,16 @@ def closing(
     finished = [trial for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()]
     trials = [trial for trial in finished if not is_interrupted(trial)]
     of = {state: [trial for trial in trials if trial.state is state] for state in TrialState}
-    ran = [_steps(trial, study.objective.n_steps) for trial in of[TrialState.COMPLETE] + of[TrialState.PRUNED]]
+    n_steps = study.objective.n_steps if study is not None else recorded_steps(trials)
+    ran = [_steps(trial, n_steps) for trial in of[TrialState.COMPLETE] + of[TrialState.PRUNED]]
     ranked = ranking(host, trials)
     pick = ranked.best
     warned = alarms(trials, ranked.trials, pick)
     said, noise = list(ranked.left_out), math.nan
     if pick is not None:
-        noise = seed_noise(study, host, pick, announce) if repeat else math.nan
+        noise = known_noise(host, pick)
+        if repeat and study is not None:
+            noise = seed_noise(study, host, pick, announce)
         said += trust(study, ranked.trials, pick, noise, host=host, alarms=warned)
         if many := crowding(len(pick.params), len(trials)):
             said.append(many)
@@ -127,15 +131,15 @@ def closing(
         n_complete=len(of[TrialState.COMPLETE]),
         n_pruned=len(of[TrialState.PRUNED]),
         n_failed=len(of[TrialState.FAIL]),
-        saved=1.0 - sum(ran) / (study.objective.n_steps * len(ran)) if ran else 0.0,
+        saved=1.0 - sum(ran) / (n_steps * len(ran)) if ran and n_steps else 0.0,
         pick=pick,
         look=seen[-1] if seen else None,
         reasons=tuple(reason for trial in trials if (reason := records.reason(trial))),
-        direction=study.objective.direction,
+        direction="maximize" if host.directions[0] is StudyDirection.MAXIMIZE else "minimize",
         trust=tuple(said),
         alarms=tuple(warned),
         failures=tuple(records.reason(trial) for trial in of[TrialState.FAIL]),
-        meaning=meaning(study.objective),
+        meaning=meaning(study.objective) if study is not None else "",
         n_interrupted=len(finished) - len(trials),
         n_settings=n_settings(of[TrialState.COMPLETE]),
         noise=noise,
@@ -185,6 +189,11 @@ def meaning(objective: SpectralObjective) -> str:
             f"ln {FLOOR:g} = {math.log(FLOOR):.2f}, plus {own}."
         )
     return f"The score is {own}."
+
+
+def recorded_steps(trials: Sequence[FrozenTrial]) -> int:
+    """Length of a run as the looks have it; 0 where none says."""
+    return max((look.n_steps for trial in trials if (look := records.last_look(trial)) is not None), default=0)
 
 
 def _steps(trial: FrozenTrial, n_steps: int) -> int:

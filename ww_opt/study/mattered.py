@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ww_opt.search.importance import Importance, Share
 from ww_opt.search.layer_effects import beyond_chance
 
-__all__ = ["mattered"]
+__all__ = ["about_layers", "mattered"]
 
 _LEAST = 0.05
 """Share that a setting makes with 95% of the belief, to be named."""
@@ -32,7 +32,7 @@ def mattered(found: Importance) -> list[str]:
     if not found.n_trials:
         return []
     told = [f"What mattered cannot be told: {found.why_not}."] if found.why_not else _about_shares(found)
-    return [*told, *_about_gain(found), *_about_layers(found)]
+    return [*told, *_about_gain(found), *about_layers(found)]
 
 
 def _about_shares(found: Importance) -> list[str]:
@@ -70,7 +70,8 @@ def _about_gain(found: Importance) -> list[str]:
     return [f"{text}."]
 
 
-def _about_layers(found: Importance) -> list[str]:
+def about_layers(found: Importance) -> list[str]:
+    """Say what settings did to their own layers; empty where nothing is beyond chance."""
     told = []
     for own in beyond_chance(found.effects)[:_N_EFFECTS]:
         what = _MORE[own.measure][own.correlation < 0]

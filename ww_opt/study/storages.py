@@ -18,10 +18,11 @@ from ww_opt.study.first_use import database_file, place_whole
 
 T = TypeVar("T")
 
-__all__ = ["StorageError", "file_of", "open_storage", "reading", "shown"]
+__all__ = ["StorageError", "file_of", "open_storage", "reading", "shown", "without_passwords"]
 
 _SQLITE_SECONDS = 60
 _TRIES = 3
+_SECRET = re.compile(r"([?&](?:ssl)?(?:password|passwd|passwort|pwd|token|key)=)[^&\s'\"]*", re.IGNORECASE)
 _MADE_MEANWHILE = re.compile(r"already exists|duplicate key|UNIQUE constraint", re.IGNORECASE)
 
 
@@ -156,5 +157,13 @@ _REMEDIES = (
 
 
 def shown(storage: object) -> str:
-    """How a storage is written where people read it: without a password."""
-    return repr(re.sub(r"//[^/\s]+@", "//***@", storage)) if isinstance(storage, str) else type(storage).__name__
+    """How a storage is written where people read it: without a password, be it before the host or behind the ``?``."""
+    return repr(without_passwords(storage)) if isinstance(storage, str) else type(storage).__name__
+
+
+def without_passwords(text: str) -> str:
+    """Hide the login of every URL in a text, and the values of its parameters that are passwords.
+
+    A password may hold ``/`` and ``@``: all up to the last ``@`` of the word is hidden.
+    """
+    return _SECRET.sub(r"\1***", re.sub(r"://(?!/)[^\s'\"]*@", "://***@", text))

@@ -17,12 +17,14 @@ from ww_opt.search.repeats import Spread, spread, start_number
 from ww_opt.spectral.findings import NARROW
 from ww_opt.study.study import Study
 
-__all__ = ["FEW", "POINTS_LOST", "is_search", "seed_noise", "ties", "trust"]
+__all__ = ["FEW", "POINTS_LOST", "is_search", "known_noise", "seed_noise", "ties", "trust"]
 
 FEW = 10
 """Distinct settings under which the best one is a matter of luck."""
 TIE = 2.0
 """Trials whose value is less than this many standard deviations of the seeds behind the pick's are ties."""
+_REPEATS = "ww_opt:repeats:"
+"""Attribute of a study: values of further trainings of a pick, by its number, beside the trials."""
 FEW_JUDGES = 20
 """Labels under which a cohort says little; those of the development tasks have 20 to 75."""
 POINTS_LOST: dict[str, dict[bool | str, str]] = {
@@ -57,13 +59,9 @@ def seed_noise(
     for all. The values stay with the study; ``announce`` is told before any is trained. NaN where a repeat diverged or
     none was asked for.
     """
-    compared = spread(host, ranking(host).trials)
-    if compared is not None and math.isfinite(compared.noise):
-        return compared.noise
-    name = f"ww_opt:repeats:{pick.number}"
-    values = host.user_attrs.get(name)
-    if values is None:
-        values = []
+    name = _REPEATS + str(pick.number)
+    if math.isnan(known_noise(host, pick)) and host.user_attrs.get(name) is None:
+        values: list[float | None] = []
         if study.n_repeats:
             announce(f"Training the pick {study.n_repeats} times more, with other seeds")
         for number in range(1, study.n_repeats + 1):
@@ -73,6 +71,15 @@ def seed_noise(
             except optuna.TrialPruned:
                 values.append(None)
         host.set_user_attr(name, values)
+    return known_noise(host, pick)
+
+
+def known_noise(host: optuna.Study, pick: FrozenTrial) -> float:
+    """As :func:`seed_noise`, of what was trained already; NaN where nothing was."""
+    compared = spread(host, ranking(host).trials)
+    if compared is not None and math.isfinite(compared.noise):
+        return compared.noise
+    values = host.user_attrs.get(_REPEATS + str(pick.number))
     if not values or pick.value is None or None in values:
         return math.nan
     return float(statistics.stdev([pick.value, *values]))
@@ -91,7 +98,7 @@ def ties(trials: Sequence[FrozenTrial], pick: FrozenTrial, noise: float) -> tupl
 
 
 def trust(
-    study: Study,
+    study: Study | None,
     trials: Sequence[FrozenTrial],
     pick: FrozenTrial,
     noise: float = math.nan,
@@ -102,14 +109,13 @@ def trust(
     """Say how far the ranking of a study can be trusted, most serious first.
 
     Args:
-        study: what was run.
+        study: what was run; ``None``: its records alone are known, which do not say what the guard was.
         trials: completed trials that were ranked together.
         pick: the best of them.
         noise: as from :func:`seed_noise`.
         host: its records: what drew the settings, and what was repeated.
         alarms: what :mod:`ww_opt.study.alarms` found; then nothing is said to be told apart.
     """
-    drawn = study.sampler(0) if host is None else host.sampler
     compared = None if host is None else spread(host, trials)
     start = None if host is None else start_number(host)
     return [
@@ -118,7 +124,7 @@ def trust(
         *(_about_leaders(compared, start, pick) if compared is not None else ()),
         *_about_spread(trials, pick, noise, bool(alarms)),
         *_about_layers(pick),
-        *_about_guard(study, pick, "search" if is_search(drawn) else "random"),
+        *(_about_guard(study, pick, study.sampler(0) if host is None else host.sampler) if study is not None else ()),
     ]
 
 
@@ -208,7 +214,8 @@ def _about_judges(pick: FrozenTrial) -> list[str]:
     return []
 
 
-def _about_guard(study: Study, pick: FrozenTrial, drawn: str) -> list[str]:
+def _about_guard(study: Study, pick: FrozenTrial, sampler: BaseSampler) -> list[str]:
+    drawn = "search" if is_search(sampler) else "random"
     guard, looks = study.objective.guard, records.looks(pick)
     asked = {
         False: "The weights alone were asked; they say how much was learnt, not whether it was worth it",

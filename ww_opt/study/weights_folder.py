@@ -15,7 +15,7 @@ from ww_opt.search.ranking import groups
 from ww_opt.study.first_use import place_new
 from ww_opt.training.wrappers import plain_state
 
-__all__ = ["claim", "keep_all", "keep_only_best", "pick_file", "save_weights", "weights_file"]
+__all__ = ["claim", "is_own", "keep_all", "keep_only_best", "pick_file", "save_weights", "weights_file"]
 
 _IDENTITY = "ww_opt:folder:"
 _MARK = ".study"
@@ -55,6 +55,12 @@ def claim(directory: Path, host: optuna.Study) -> None:
             f"A folder must hold the weights of one study alone, but {directory} holds those of another one named "
             f"{host.study_name!r}, from another storage: choose another --directory or --study-name, or remove it."
         )
+
+
+def is_own(directory: Path, host: optuna.Study) -> bool:
+    """Whether a folder is marked as this study's; nothing is written."""
+    mark = directory / _MARK
+    return mark.is_file() and _IDENTITY + mark.read_text(encoding="utf-8") in host.user_attrs
 
 
 def save_weights(model: nn.Module, target: Path) -> None:

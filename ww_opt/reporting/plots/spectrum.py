@@ -17,9 +17,9 @@ from ww_opt.spectral.measuring.spectra import centred_eigenvalues, eigenvalues, 
 from ww_opt.spectral.reading.weights import LayerWeight, Source, named_weights
 from ww_opt.spectral.rows import LayerDiagnostics
 
-__all__ = ["spectrum_figure", "weight_figure"]
+__all__ = ["SMALLEST", "bins_over", "middle_of", "over_edge", "spectrum_figure", "weight_figure"]
 
-_SMALLEST = 1e-4
+SMALLEST = 1e-4
 """Eigenvalues under this share of the largest are not drawn: they would fill half of a logarithmic axis."""
 
 
@@ -77,12 +77,12 @@ def _story(row: LayerDiagnostics, fits: Sequence[PowerLawFit]) -> str:
 
 
 def _draw_against_null(axes: Axes, weight: LayerWeight, row: LayerDiagnostics) -> None:
-    relative = _over_edge(weight)
+    relative = over_edge(weight)
     if not relative.any():
         say(axes, "All entries are equal: nothing is left once their mean is taken off.")
         return
-    shown = relative[relative > _SMALLEST * relative.max()]
-    bins = _bins(shown)
+    shown = relative[relative > SMALLEST * relative.max()]
+    bins = bins_over(shown)
     density = np.histogram(shown, bins)[0] / (relative.size * np.diff(bins))
     floor, top = 0.5 * density[density > 0].min(), density.max()
     heights, n_noise = np.maximum(density, floor), int(np.searchsorted(bins, 1.0))
@@ -105,7 +105,7 @@ def _count(number: int, thing: str) -> str:
     return f"{number or 'no'} {thing}{'s' * (number != 1)}"
 
 
-def _bins(values: Array) -> Array:
+def bins_over(values: Array) -> Array:
     """Logarithmic bins over ``values`` with a boundary at 1, the null's edge: none holds noise and spikes."""
     logs = np.log10(values)
     step = max(float(np.ptp(logs)), 0.1) / np.clip(2.0 * np.sqrt(values.size), 8, 60)
@@ -113,7 +113,7 @@ def _bins(values: Array) -> Array:
     return np.asarray(10.0 ** (step * np.arange(first, last + 1)))
 
 
-def _over_edge(weight: LayerWeight) -> Array:
+def over_edge(weight: LayerWeight) -> Array:
     """Eigenvalues over their matrix's edge, the one that its spikes are counted by; 0 where a matrix has no noise."""
     assert weight.matrices is not None
     stack = oriented(weight.matrices)
@@ -122,15 +122,20 @@ def _over_edge(weight: LayerWeight) -> Array:
     return np.asarray(values / spike_edges(values, null, stack.shape[1])[:, None]).ravel()
 
 
-def _draw_tail(axes: Axes, samples: Sequence[Array], fits: Sequence[PowerLawFit]) -> None:
+def middle_of(fits: Sequence[PowerLawFit]) -> int | None:
+    """Place of the fit with the median alpha; ``None`` where none succeeded."""
     good = sorted((fit.alpha, place) for place, fit in enumerate(fits) if fit.status is Status.SUCCESS)
-    if not good:
+    return good[len(good) // 2][1] if good else None
+
+
+def _draw_tail(axes: Axes, samples: Sequence[Array], fits: Sequence[PowerLawFit]) -> None:
+    middle = middle_of(fits)
+    if middle is None:
         say(axes, fits[0].status.value)
         return
-    middle = good[len(good) // 2][1]
     fit = fits[middle]
     axes.set(
-        xscale="log", yscale="log", xlim=(_SMALLEST * fit.xmax, 3.0 * fit.xmax), ylim=(0.3 / samples[middle].size, 2.0)
+        xscale="log", yscale="log", xlim=(SMALLEST * fit.xmax, 3.0 * fit.xmax), ylim=(0.3 / samples[middle].size, 2.0)
     )
     axes.set(xlabel="eigenvalue", ylabel="share of eigenvalues that reach it")
     for place, sample in enumerate(samples):
@@ -149,7 +154,7 @@ def _draw_tail(axes: Axes, samples: Sequence[Array], fits: Sequence[PowerLawFit]
         f"through {fit.n_tail} eigenvalues, KS distance {fit.D:.2f}",
     ]
     if len(samples) > 1:
-        mean = np.mean([alpha for alpha, _ in good])
+        mean = np.mean([own.alpha for own in fits if own.status is Status.SUCCESS])
         lines += [
             f"Dots and line: the median of {len(samples)} square windows;",
             f"the layer's alpha is their mean, {mean:.2f}",

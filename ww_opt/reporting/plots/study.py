@@ -27,12 +27,13 @@ from ww_opt.reporting.plots.drawing import (
     titled,
     write,
 )
+from ww_opt.reporting.summary import steps_run
 from ww_opt.search import records
 from ww_opt.search.ranking import is_interrupted, ranking
 from ww_opt.search.repeats import is_repeat
 from ww_opt.spectral.findings import Finding
 
-__all__ = ["study_figure"]
+__all__ = ["draw_scores", "draw_steps", "study_figure"]
 
 _LAYER_COLOURS = (Colour.BLUE, Colour.GREEN, Colour.INK, Colour.PINK, Colour.SKY)
 _MAX_NAMED = 12
@@ -70,8 +71,9 @@ def study_figure(study: optuna.Study) -> Figure:
     titled(scores, f"Score, {'higher' if is_max else 'lower'} is better; {what}")
     alphas = titled(figure.add_subplot(grid[:, 1]), "Alpha of the pick's layers while it trained")
     settings = [titled(figure.add_subplot(grid[:, 2 + i]), kind.replace("_", " ")) for i, kind in enumerate(kinds)]
-    _draw_scores(scores, trials, ranked, pick, is_max)
-    _draw_steps(steps, trials, pick)
+    scores.tick_params(labelbottom=False)
+    draw_scores(scores, trials, ranked, pick, is_max)
+    draw_steps(steps, trials, pick)
     _draw_alphas(alphas, pick)
     shades = _shades([trial for trial in trials if not is_repeat(trial)], is_max)
     for kind, axes in zip(kinds, settings, strict=True):
@@ -96,11 +98,11 @@ def _story(finished: Sequence[FrozenTrial], pick: FrozenTrial | None) -> str:
     return f"{counts}; the pick is trial {pick.number} with score {pick.values[0]:.3g}"
 
 
-def _draw_scores(
+def draw_scores(
     axes: Axes, trials: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial], pick: FrozenTrial | None, is_max: bool
 ) -> None:
+    """Draw the value of each completed trial, the best so far, and the pick; a sentence where there is none."""
     done = [trial for trial in trials if trial.state is TrialState.COMPLETE and math.isfinite(trial.values[0])]
-    axes.tick_params(labelbottom=False)
     if not ranked or pick is None:
         say(axes, "No trial completed with a finite score." if not done else "No trial that completed is feasible.")
         return
@@ -118,24 +120,19 @@ def _draw_scores(
     note(axes, (pick.number, pick.values[0]), f"the pick, trial {pick.number}", offset, **style)
 
 
-def _draw_steps(axes: Axes, trials: Sequence[FrozenTrial], pick: FrozenTrial | None) -> None:
+def draw_steps(axes: Axes, trials: Sequence[FrozenTrial], pick: FrozenTrial | None) -> None:
+    """Draw how many steps each trial ran."""
     colours = [
         Colour.GREY if trial.state is TrialState.PRUNED else Colour.ORANGE if trial is pick else Colour.BLUE
         for trial in trials
     ]
-    numbers, steps = [trial.number for trial in trials], [_n_steps(trial) for trial in trials]
+    numbers, steps = [trial.number for trial in trials], [steps_run(trial) for trial in trials]
     axes.vlines(numbers, 0, steps, colors=colours, linewidth=min(3.5, 140 / max(len(trials), 1)))
     axes.set_xlim(-1, max([1, *numbers]) + 1)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
-
-
-def _n_steps(trial: FrozenTrial) -> int:
-    """Steps that a trial ran: as recorded, else up to its last look or report."""
-    seen = (look.step for look in records.looks(trial))
-    return int(records.read(trial, "steps", default=max(seen, default=trial.last_step or 0)))
 
 
 def _draw_alphas(axes: Axes, pick: FrozenTrial | None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ["kind_of"]
+__all__ = ["is_torchs_own", "kind_of", "shape_of"]
 
 # by class name along the method resolution order: torch's own, torch's quantised twins, Hugging Face's, subclasses
 _KINDS = {
@@ -39,3 +40,15 @@ def kind_of(module: nn.Module, key: str, weight: Tensor) -> str:
     groups = getattr(module, "groups", 1)
     grouping = "" if groups == 1 else "depthwise_" if weight.shape[1] == 1 else "grouped_"
     return f"{grouping}conv{'_transpose' if 'Transpose' in name else ''}{weight.ndim - 2}d"
+
+
+def is_torchs_own(module: nn.Module) -> bool:
+    """Whether torch made its class, as that of a norm, so that its weight is no layer's unless its kind is known."""
+    return type(module).__module__.startswith("torch.nn.modules") and type(module) is not nn.Module
+
+
+def shape_of(value: object) -> tuple[int, ...] | None:
+    """Shape of a tensor; empty of an uninitialised one, and of a quantised module's bias, which is a method."""
+    if isinstance(value, Tensor):
+        return () if is_lazy(value) else tuple(value.shape)
+    return () if callable(value) else None

@@ -16,7 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ww_opt.spectral.findings import Role, Status
-from ww_opt.spectral.reading.kinds import kind_of
+from ww_opt.spectral.reading.kinds import is_torchs_own, kind_of, shape_of
 from ww_opt.spectral.reading.lora import (
     Adapter,
     active_among,
@@ -99,10 +99,10 @@ def module_rows(model: nn.Module, normed: Normed) -> Iterator[LayerWeight]:
             others = [name for name in names.get(memory, ()) if name not in piece.parameters]
             if others:
                 piece = replace(piece, note="; ".join(filter(None, (f"tied with {', '.join(others)}", piece.note))))
-        is_frozen = trained.isdisjoint((*piece.parameters, *piece.trained_by, *others))
-        is_frozen = is_frozen and not hasattr(piece.place.module, _TRAINED)
-        follows = normed(holder(piece.parameters[0]) if piece.parameters else piece.place.path)
-        yield from _piece_rows(piece, prefix, (is_frozen, follows), tuple(others))
+        is_trained = hasattr(piece.place.module, _TRAINED)
+        is_trained = is_trained or not trained.isdisjoint((*piece.parameters, *piece.trained_by, *others))
+        facts = not is_trained, normed(holder(piece.parameters[0]))
+        yield from _piece_rows(piece, prefix, facts, tuple(others))
 
 
 def _is_matrix(name: str, parameter: Tensor) -> bool:
@@ -114,7 +114,6 @@ def _piece_rows(
     piece: _Piece, prefix: str, known: tuple[bool, bool | None], ties: tuple[str, ...]
 ) -> Iterator[LayerWeight]:
     """Rows of one weight; ``known``: whether it is frozen, and whether a norm follows it."""
-    is_frozen, normed = known
     place, tensor, status, note = piece.place, piece.tensor, Status.SUCCESS, piece.note
     if tensor is not None and is_lazy(tensor):
         tensor, status, note = None, Status.EMPTY, "not initialised yet: pass one batch through the model first"
@@ -129,10 +128,10 @@ def _piece_rows(
     facts = Facts(
         path=owner,
         leaf=piece.key,
-        shape=_shape(tensor) or (),
-        bias=_shape(bias),
-        is_told=kind != "parameter" or (piece.key == "weight" and _is_torchs_own(place.module)),
-        is_frozen=is_frozen,
+        shape=shape_of(tensor) or (),
+        bias=shape_of(bias),
+        is_told=kind != "parameter" or (piece.key == "weight" and is_torchs_own(place.module)),
+        is_frozen=known[0],
         ties=ties,
     )
     verdict = piece.verdict or role_of(kind, facts)
@@ -147,24 +146,12 @@ def _piece_rows(
         facts=facts,
         note="; ".join(filter(None, (note, verdict.note))),
         version=None if piece.tensor is None else version_of(piece.tensor),
-        normed=normed,
+        normed=known[1],
     )
     if tensor is None:
         yield row
     else:
         yield from rows(row, tensor, piece.key, getattr(place.module, "groups", 1) if "conv" in kind else 1)
-
-
-def _is_torchs_own(module: nn.Module) -> bool:
-    """Whether torch made its class, as that of a norm, so that its weight is no layer's unless its kind is known."""
-    return type(module).__module__.startswith("torch.nn.modules") and type(module) is not nn.Module
-
-
-def _shape(value: object) -> tuple[int, ...] | None:
-    """Of an uninitialised tensor, and of a quantised module's bias, which is a method, the empty one."""
-    if isinstance(value, Tensor):
-        return () if is_lazy(value) else tuple(value.shape)
-    return () if callable(value) else None
 
 
 def _pieces(model: nn.Module) -> Iterator[_Piece]:
