@@ -53,7 +53,7 @@ def of_study(
         result: as from :func:`ww_opt.study.closing.closing`.
         accuracy: what the sealed test set said, if there is one.
         trials: its finished trials.
-        files: figure, ``pick.json`` and weights of the pick.
+        files: figure, report, ``pick.json`` and weights of the pick.
     """
     trials = list(trials)
     tags = {f"ww_opt.{name}": "\n".join(getattr(result, name)) for name in ("alarms", "trust", "mattered")}
