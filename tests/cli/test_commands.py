@@ -654,6 +654,21 @@ class TestAnalyze:
         assert answer.code == 2
         assert "vision" in answer.err
 
+    def test_a_page(self, ww: Runner, trapped: Path) -> None:
+        answer = ww("analyze", trapped, "--html", "out/page.html", "--layers", "[0-2]")
+        assert answer.code == 0
+        assert "Page: out/page.html" in answer.err
+        text = Path("out/page.html").read_text()
+        assert "1 layer needs attention" in text
+        assert "clip gradients" in text
+        assert text.count("<svg") == 4, "alphas, and three spectra"
+        assert "http://" not in text.replace("http://www.w3.org", "")
+        model = nn.Sequential()
+        model.add_module("<script>alert(1)</script>", nn.Linear(40, 40))
+        torch.save(model.state_dict(), "odd.pt")
+        assert ww("analyze", "odd.pt", "--html", "odd.html").code == 0
+        assert "<script>" not in Path("odd.html").read_text()
+
     def test_figures(self, ww: Runner, trapped: Path) -> None:
         answer = ww("analyze", trapped, "--plot", "figures", "--layers", "[02]")
         assert answer.code == 0

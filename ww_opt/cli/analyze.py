@@ -38,6 +38,9 @@ _COMPARE = (
 @click.option("--in-order", is_flag=True, help="Layers as in the model, not by what needs attention.")
 @click.option("--plot", "folder", type=click.Path(path_type=Path), help="Draw all layers, and each one, into a folder.")
 @click.option(
+    "--html", "page", type=click.Path(path_type=Path), help="Write all of it on one page that needs no network."
+)
+@click.option(
     "--convention", type=click.Choice(["default", "weightwatcher"]), default="default", show_default=True,
     help="Ours, or the numbers that WeightWatcher gives.",
 )  # fmt: skip
@@ -64,6 +67,11 @@ def analyze(source: str, as_json: bool, as_csv: bool, convention: Any, **asked: 
         click.echo(diagnosis.to_frame().to_csv(index=False), nl=False)
     else:
         _print_analysis(diagnosis, usual, in_order=asked["in_order"])
+    if asked["page"] is not None:
+        from ww_opt.reporting.page import model_report, write_text
+
+        write_text(model_report(source, model, diagnosis), asked["page"])
+        click.echo(f"Page: {asked['page']}", err=True)
     if asked["folder"] is not None:
         _draw(model, diagnosis, asked["folder"])
 

@@ -5,7 +5,8 @@ figures of it; ``to_html``, ``to_json`` and ``to_markdown`` write these down. No
 """
 
 from ww_opt.reporting.page.facts import Facts, gather
+from ww_opt.reporting.page.model import model_report
 from ww_opt.reporting.page.report import Report, report_of, write_text
 from ww_opt.reporting.page.section import Drawing, Section
 
-__all__ = ["Drawing", "Facts", "Report", "Section", "gather", "report_of", "write_text"]
+__all__ = ["Drawing", "Facts", "Report", "Section", "gather", "model_report", "report_of", "write_text"]

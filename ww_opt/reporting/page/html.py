@@ -17,7 +17,7 @@ from ww_opt.reporting.page.section import PICK, Drawing, Section
 from ww_opt.reporting.page.svg import inline_svg
 from ww_opt.reporting.terminal import number
 
-__all__ = ["page"]
+__all__ = ["model_page", "page"]
 
 _HERE = "ww_opt.reporting.page"
 _WAS = "was"
@@ -59,6 +59,11 @@ def page(study: str, sections: Sequence[Section]) -> str:
             data=_data(by_key["trials"].frame),
         )
     )
+
+
+def model_page(name: str, sections: Sequence[Section]) -> str:
+    """Render the sections of one model, the answer first. Names are escaped."""
+    return _environment().get_template("model.html.j2").render(name=name, sections=list(sections))
 
 
 @cache

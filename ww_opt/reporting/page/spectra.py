@@ -23,7 +23,7 @@ from ww_opt.spectral.rows import LayerDiagnostics
 from ww_opt.study.picking import AGAIN
 from ww_opt.study.weights_folder import is_own, pick_file, weights_file
 
-__all__ = ["layers_section"]
+__all__ = ["drawn", "layers_section", "legend_of", "tabled"]
 
 _COLUMNS = ("layer", "N", "M", "alpha", "sigma", "D", "xmin", "n_tail", "spikes", "traps", "rank_loss", "finding")
 _N_DRAWN, _N_DRAWN_OF_MANY, _MANY = 24, 12, 40
@@ -53,15 +53,24 @@ def layers_section(facts: Facts) -> Section:
             why = f"{file.name} cannot be read ({type(error).__name__}), so this is what the trial recorded."
     if not rows:
         return Section("layers", title, (why or "The pick has no layers on record.",), pd.DataFrame(columns=_COLUMNS))
-    notes = (*_about_drawn(spectra, rows), *_legend(rows))
-    drawings = [Drawing(f"Alpha of {len(rows)} layers, in the network's order", partial(alphas_figure, _alphas(rows)))]
-    drawings += [_panel(own, next(row for row in rows if row.name == own.name)) for own in spectra]
+    notes = (*_about_drawn(spectra, rows), *legend_of(rows))
+    return Section("layers", title, (why,) if why else (), tabled(rows), drawn(rows, spectra), notes)
+
+
+def tabled(rows: Sequence[Row]) -> pd.DataFrame:
+    """Layers as a frame, in the order given."""
     frame = pd.DataFrame([_cells(row) for row in rows], columns=list(_COLUMNS))
-    frame = frame.drop(columns=[name for name in ("xmin",) if frame[name].isna().all()])
-    return Section("layers", title, (why,) if why else (), frame, tuple(drawings), notes)
+    return frame.drop(columns=[name for name in ("xmin",) if frame[name].isna().all()])
 
 
-def _legend(rows: Sequence[Row]) -> list[str]:
+def drawn(rows: Sequence[Row], spectra: Sequence[Spectrum]) -> tuple[Drawing, ...]:
+    """Alphas of all layers, then the spectra."""
+    alphas = Drawing(f"Alpha of {len(rows)} layers, in the network's order", partial(alphas_figure, _alphas(rows)))
+    by_name = {row.name: row for row in rows}
+    return (alphas, *(_panel(own, by_name[own.name]) for own in spectra))
+
+
+def legend_of(rows: Sequence[Row]) -> list[str]:
     """Each finding that occurs, as a sentence."""
     return [" ".join(own.split()) + "." for own in re.split(r"\n(?=  \S)", legend(rows)) if own]
 
