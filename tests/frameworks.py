@@ -1,12 +1,25 @@
-"""Frameworks that tests need and the package does not: `pip install -e .[frameworks]`."""
+"""Frameworks that tests need and the package does not: `pip install -e .[frameworks,lightning,optunahub]`."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
+
+NEEDS = {
+    "ww_opt.integrations.lightning": ("lightning", "pytorch_lightning"),
+    "ww_opt.integrations.transformers": ("transformers",),
+}
+"""Modules of ours that one of these must be there for."""
+
+
+def importable(modules: Iterable[str]) -> list[str]:
+    """Leave out the modules whose framework is not installed."""
+    return [name for name in modules if name not in NEEDS or any(find_spec(needed) for needed in NEEDS[name])]
 
 
 def framework(name: str, *attributes: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,12 @@ from ww_opt.training.randomness import undisturbed
 
 __all__ = ["late_examples", "own_loss"]
 
-_CLOSE = 1e-3
-"""Relative difference under which a loss is the Trainer's own."""
-_CLOSE_IN_HALF = 2e-2
+_CLOSE = 1e-4
+"""Relative difference under which a loss is the Trainer's own. An untrained model's losses lie close together: one in
+another way differs by some percent an example, one in the same way by rounding."""
+_CLOSE_IN_HALF = 1e-2
+_N_ASKED = 8
+"""Examples by which that is told, one by one."""
 
 
 def late_examples(trainer: Any, loader: DataLoader[Any], plan: Plan) -> LateExamples:
@@ -50,10 +53,10 @@ def late_examples(trainer: Any, loader: DataLoader[Any], plan: Plan) -> LateExam
     if "logits" in options:
         return LateExamples.from_loader(whole, **options)
     late = LateExamples.from_loader(whole, **options)
-    first = late.over(plan.n_steps).present[: int(args.train_batch_size)]
+    some = late.over(plan.n_steps).present[:_N_ASKED]
     device = next((own.device for own in trainer.model.parameters()), torch.device("cpu"))
     with undisturbed(device), evaluating(trainer.model), torch.no_grad():
-        found = _reading(trainer, late.take(first))
+        found = _reading(trainer, (late.take(one) for one in some.split(1)))
     return late if found is None else LateExamples.from_loader(whole, **(found | options))
 
 
@@ -72,22 +75,28 @@ def _outputs(trainer: Any, model: nn.Module, batch: Any) -> tuple[torch.Tensor, 
     return loss, outputs, labels
 
 
-def _reading(trainer: Any, batch: Any) -> dict[str, Any] | None:
-    """Find how logits and labels give the Trainer's own loss; ``None`` where none of the usual ways does."""
-    loss, outputs, labels = _outputs(trainer, trainer.model, batch)
-    logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
-    if not isinstance(logits, torch.Tensor) or not isinstance(labels, torch.Tensor):
+def _reading(trainer: Any, batches: Iterable[Any]) -> dict[str, Any] | None:
+    """Find how logits and labels give the Trainer's own loss, batch by batch; ``None``: in none of the usual ways."""
+    errors = [0.0] * len(_WAYS)
+    near, n_asked = _CLOSE, 0
+    for batch in batches:
+        loss, outputs, labels = _outputs(trainer, trainer.model, batch)
+        logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+        if not isinstance(logits, torch.Tensor) or not isinstance(labels, torch.Tensor):
+            return None
+        own = float(loss.mean())
+        if not math.isfinite(own):  # an example without labels
+            continue
+        near, n_asked = _CLOSE if loss.dtype == torch.float32 else _CLOSE_IN_HALF, n_asked + 1
+        for number, (kind, cut) in enumerate(_WAYS):
+            pair = cut(logits.float(), labels)
+            error = abs(_loss_of(kind, *pair) / own - 1.0) if own and _fits(kind, *pair) else math.inf
+            errors[number] = max(errors[number], error)
+    best = min(range(len(_WAYS)), key=errors.__getitem__)
+    if not n_asked or not errors[best] <= near:
         return None
-    near = _CLOSE if loss.dtype == torch.float32 == logits.dtype else _CLOSE_IN_HALF
-    for kind, cut in (("classes", _as_they_are), ("classes", _shifted), ("several", _as_they_are)):
-        pair = cut(logits.float(), labels)
-        if _fits(kind, *pair) and math.isclose(_loss_of(kind, *pair), float(loss.mean()), rel_tol=near):
-            return {
-                "logits": partial(_logits, trainer, cut),
-                "kind": kind,
-                "class_dim": -1 if kind == "classes" else None,
-            }
-    return None
+    kind, cut = _WAYS[best]
+    return {"logits": partial(_logits, trainer, cut), "kind": kind, "class_dim": -1 if kind == "classes" else None}
 
 
 def _logits(trainer: Any, cut: Callable[..., Any], model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,3 +126,6 @@ def _loss_of(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> float:
     if kind == "several":
         return float(nn.functional.binary_cross_entropy_with_logits(logits, labels))
     return float(nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten()))
+
+
+_WAYS = (("classes", _as_they_are), ("classes", _shifted), ("several", _as_they_are))

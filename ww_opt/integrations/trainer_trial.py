@@ -95,8 +95,8 @@ def layerwise(trainer: Any, groups: list[dict[str, Any]]) -> Optimizer:
     )
     if not isinstance(build, type) or not issubclass(build, torch.optim.Optimizer) or _OWN_GROUPS & set(options):
         raise ValueError(
-            f"Settings per layer need an optimizer that takes groups, but optim={str(trainer.args.optim)!r} makes its "
-            "own: take `adamw_torch`, or leave `space` out."
+            f"Settings per layer need an optimizer that takes groups, but {getattr(build, '__name__', build)} is given "
+            "its own: take `optim='adamw_torch'`, or leave `space` out."
         )
     optimizer: Optimizer = build([{"weight_decay": trainer.args.weight_decay, **own} for own in groups], **options)
     return optimizer

@@ -70,11 +70,6 @@ class SpectralCallback(TrainerCallback):
         """Refuse a run that is not the one that was foreseen."""
         if self.hosted is None or self.hosted.run is None:
             return
-        if state.global_step:
-            raise ValueError(
-                f"A trial begins at step 0, but `resume_from_checkpoint` lets it go on from step {state.global_step}: "
-                "leave it out; a study goes on with the next trial."
-            )
         if state.max_steps != self.hosted.plan.n_steps:
             raise ValueError(
                 f"A trial of {self.hosted.plan.n_steps} steps was foreseen, but the Trainer makes {state.max_steps}: "
@@ -166,6 +161,11 @@ class SpectralMixin(_Base):
         # rank 0 knows; in a search the other ranks have a frozen copy of its trial
         is_final = is_settled(trial) and not is_searching
         is_trial, self._is_final = team_of(self).exchange((trial is not None, is_final))
+        if is_trial and not self._is_final and resume_from_checkpoint:
+            raise ValueError(
+                f"A trial begins at step 0, but got resume_from_checkpoint={resume_from_checkpoint!r}: leave it out; a "
+                "study goes on with the next trial."
+            )
         self._asked_trial = (trial if trial is not None else _NOT_HERE) if is_trial else None
         try:
             done = super().train(resume_from_checkpoint, trial, *args, **kwargs)
