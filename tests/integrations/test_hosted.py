@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import optuna
@@ -72,7 +73,7 @@ class TestBatches:
         assert {len(batch) for own in ranks for batch in own} == {8}
         for step, batch in enumerate(expected):
             parts = [part for own in ranks for part in own[2 * step : 2 * step + 2]]
-            assert sorted(sum(parts, [])) == sorted(batch)
+            assert sorted(chain(*parts)) == sorted(batch)
 
     def test_latecomers_come_no_earlier_than_their_step(self) -> None:
         found = self.drawn(Plan(60, 6, late=late()), n_epochs=10)
@@ -167,7 +168,9 @@ def test_a_loss_that_is_no_cross_entropy_is_known_by_its_graph() -> None:
 
 
 def test_settings_that_are_fixed_are_trained_and_not_judged() -> None:
-    trial = optuna.trial.FixedTrial({"lr/0": 0.01, "lr/2": 0.02, "lr/4": 0.03} | {f"init_scale/{n}": 1.0 for n in (0, 2, 4)})
+    trial = optuna.trial.FixedTrial(
+        {"lr/0": 0.01, "lr/2": 0.02, "lr/4": 0.03} | {f"init_scale/{n}": 1.0 for n in (0, 2, 4)}
+    )
     assert is_settled(trial)
     assert not is_settled(study_of(optuna.pruners.NopPruner()).ask())
     hosted = Hosted(trial, built(), Plan(2, 2), Asked(SPACE))

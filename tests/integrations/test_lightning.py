@@ -6,6 +6,7 @@ import copy
 import functools
 import logging
 import math
+from itertools import chain
 from typing import Any
 
 import optuna
@@ -77,9 +78,7 @@ def fit(own: SpectralCallback | None, module: Any = None, loader: Any = None, **
     L.seed_everything(0, verbose=False)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     callbacks = [] if own is None else [own]
-    trainer = L.Trainer(
-        **{"max_epochs": N_EPOCHS, "accelerator": "cpu", "callbacks": callbacks, **quiet, **options}
-    )
+    trainer = L.Trainer(**{"max_epochs": N_EPOCHS, "accelerator": "cpu", "callbacks": callbacks, **quiet, **options})
     module = Net() if module is None else module
     loader = (LOADER if own is None else own.loader(LOADER)) if loader is None else loader
     trainer.fit(module, loader)
@@ -137,7 +136,7 @@ class TestSearch:
         for trial in (searched.best_trial, FixedTrial(searched.best_params)):
             own = callback(trial)
             module = fit(own)
-            assert set(sum(module.seen[:10], [])) == set(range(N))
+            assert set(chain(*module.seen[:10])) == set(range(N))
             assert module.rates[0][0] == searched.best_params["lr/net.0"]
             assert module.net[2].p == searched.best_params["dropout/net.0"]
             assert math.isnan(own.value)
@@ -161,7 +160,7 @@ class TestLateEntry:
         (cohort,) = entry.cohorts
         steps = [n // accumulate for n, numbers in enumerate(module.seen) if set(numbers) & set(cohort.tolist())]
         assert min(steps) >= 10
-        assert len(set(cohort.tolist()) & set(sum(module.seen, []))) >= 14
+        assert len(set(cohort.tolist()) & set(chain(*module.seen))) >= 14
 
     def test_it_is_worth_what_the_same_loop_by_hand_is_worth(self) -> None:
         trial, space = asked(), ww_opt.LayerwiseSpace(lr=0.01)
@@ -194,7 +193,7 @@ class TestLateEntry:
         own = callback(trial, late=False, looks={"interval_steps": 10, "guard": True})
         assert own.loader(LOADER) is LOADER
         module = fit(own)
-        assert set(sum(module.seen[:10], [])) == set(range(N))
+        assert set(chain(*module.seen[:10])) == set(range(N))
         assert own.value == records.looks(trial)[-1].value
 
 
@@ -227,7 +226,7 @@ class TestOptimizer:
     def test_without_a_callback_it_is_the_users(self) -> None:
         module = fit(None)
         assert module.rates[0] == [0.01]
-        assert set(sum(module.seen[:10], [])) == set(range(N))
+        assert set(chain(*module.seen[:10])) == set(range(N))
 
     def test_one_that_was_built_past_it_would_search_nothing(self) -> None:
         class Plain(Net):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from torch.utils.data import IterableDataset
 import ww_opt
 from tests.frameworks import framework
 from ww_opt.integrations.hosted import EntryBatches, Plan
+from ww_opt.reporting.closing_text import closing_text
 from ww_opt.search import records
+from ww_opt.study.closing import closing
 
 hf = framework("transformers", "BertModel", "Trainer")
 framework("accelerate")
@@ -43,6 +46,12 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 32,
     "max_position_embeddings": 16,
 }
+LATE = ww_opt.LateExamples(
+    N,
+    16,
+    lambda index: {"input_ids": TOKENS[index], "labels": LABELS[index]},
+    lambda model, batch: (model(**batch).logits, batch["labels"]),
+)
 
 
 def bert() -> Any:
@@ -158,8 +167,21 @@ class TestSearch:
             assert records.reason(trial) == decision.words
             assert records.read(trial, "steps") == 5
 
+    def test_closing_text_and_importance_read_it(self, searched: Any) -> None:
+        _, study, best = searched
+        task = ww_opt.Task(bert, [], lambda model, batch: model(**batch).loss, late_entry=LATE)
+        objective = ww_opt.SpectralObjective(task, SPACE, n_steps=N_STEPS, guard="late")
+        found = closing(ww_opt.Study(name="searched", objective=objective, n_trials=6, start=False), study)
+        text = closing_text(found, records.read(study.best_trial, "settings"))
+        assert f"The pick: trial {best.run_id}, score" in text
+        n_pruned = len(study.get_trials(states=(TrialState.PRUNED,)))
+        assert f"(trials ended by each rule: late {n_pruned})" in text
+        assert found.look is not None
+        assert {row.name for row in found.look.layers} >= {"classifier"}
+        assert found.importance is not None
+
     def test_the_first_loss_is_that_of_the_model_as_it_was_built(self, searched: Any) -> None:
-        own, study, _ = searched
+        _, study, _ = searched
         assert len({records.read(trial, "first_loss") for trial in study.trials}) == 1
         assert records.read(study.trials[0], "first_loss") == pytest.approx(0.69, abs=0.05)
 
@@ -167,7 +189,7 @@ class TestSearch:
         own, _, best = searched
         own.seen, own.rates, own.objective = [], [], 7.0
         own.train(trial=FixedTrial(best.hyperparameters))
-        assert set(sum(own.seen[:10], [])) == set(range(N))
+        assert set(chain(*own.seen[:10])) == set(range(N))
         assert own.rates[0][0] == best.hyperparameters["lr/stem"]
         assert {m.p for m in own.model.bert.encoder.layer[0].modules() if isinstance(m, nn.Dropout)} == {
             best.hyperparameters["dropout/bert.encoder.layer.0"]
@@ -194,8 +216,8 @@ class TestLateEntry:
         for cohort, first in zip(entry.cohorts, entry.steps, strict=True):
             steps = [step for step, numbers in enumerate(own.seen) if set(numbers) & set(cohort.tolist())]
             assert all(step >= first for step in steps)
-        assert len(set(entry.cohorts[0].tolist()) & set(sum(own.seen, []))) >= 7, "half of the run is an epoch"
-        assert len(set(sum(own.seen[:5], []))) == len(sum(own.seen[:5], [])), "each example once an epoch"
+        assert len(set(entry.cohorts[0].tolist()) & set(chain(*own.seen))) >= 7, "half of the run is an epoch"
+        assert len(set(chain(*own.seen[:5]))) == sum(map(len, own.seen[:5])), "each example once an epoch"
 
     def test_it_is_worth_what_the_same_loop_by_hand_is_worth(self, tmp_path: Path) -> None:
         build = bert_with(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -204,19 +226,15 @@ class TestLateEntry:
         own, trial = trainer(tmp_path, build, args, space=space), asked()
         own.train(trial=trial)
 
-        def logits(model: Any, batch: Any) -> Any:
-            return model(input_ids=batch[0]).logits, batch[1]
-
-        late = ww_opt.LateExamples(N, 16, lambda i: (TOKENS[i], LABELS[i]), logits)
         hf.set_seed(3)
         hand = asked()
-        run = ww_opt.Run(hand, build(), n_steps=N_STEPS, space=space, late=late, interval_steps=5)
+        run = ww_opt.Run(hand, build(), n_steps=N_STEPS, space=space, late=LATE, interval_steps=5)
         optimizer = run.optimizer(functools.partial(torch.optim.AdamW, weight_decay=0.0))
         run.model.train()
-        for index in EntryBatches(lambda: Plan(N_STEPS, N_STEPS, late=late), lambda: 0, seed=3):
-            loss = nn.functional.cross_entropy(*logits(run.model, late.take(torch.tensor(index))))
+        for index in EntryBatches(lambda: Plan(N_STEPS, N_STEPS, late=LATE), lambda: 0, seed=3):
+            loss = run.model(**LATE.take(torch.tensor(index))).loss
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             run.step(loss)
         assert own.objective == pytest.approx(run.value(), rel=1e-4)
@@ -226,7 +244,7 @@ class TestLateEntry:
     def test_without_it_the_trainers_own_batches_are_drawn(self, tmp_path: Path) -> None:
         own, trial = trainer(tmp_path, WIDE, late=False, looks={"interval_steps": 10, "guard": True}), asked()
         own.train(trial=trial)
-        assert set(sum(own.seen[:10], [])) == set(range(N))
+        assert set(chain(*own.seen[:10])) == set(range(N))
         assert records.read(trial, "late") is None
         assert own.objective == records.looks(trial)[-1].value
 
@@ -243,7 +261,7 @@ def gpt2() -> Any:
 
 
 TEXT = [{"input_ids": tokens, "labels": tokens} for tokens in TOKENS]
-SEVERAL = [{"input_ids": own, "labels": torch.stack([label, 1 - label]).float()} for own, label in zip(TOKENS, LABELS)]
+SEVERAL = [{"input_ids": own, "labels": torch.stack([y, 1 - y]).float()} for own, y in zip(TOKENS, LABELS, strict=True)]
 NUMBERS = [{"input_ids": tokens, "labels": tokens[2].float() / 40} for tokens in TOKENS]
 
 

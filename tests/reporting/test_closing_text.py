@@ -115,5 +115,6 @@ def test_a_majority_that_died_early_is_said_before_the_pick() -> None:
     attrs = {"ww_opt:look:20": records._to_json(records.asdict(look))}
     host.add_trial(create_trial(value=1.0, params={"x": 1.0}, distributions={"x": X}, user_attrs=attrs))
     text = closing_text(closing(tiny.STUDY, host), {})
-    assert text.startswith("Read this first\n\n- 3 of 4 trials failed: KeyError (3). 3 of them ended before the first look.")
+    said = "Read this first\n\n- 3 of 4 trials failed: KeyError (3). 3 of them ended before the first look."
+    assert text.startswith(said)
     assert text.index("trials failed") < text.index("The pick: trial 3")

@@ -56,7 +56,7 @@ def late_examples(trainer: Any, loader: DataLoader[Any], plan: Plan) -> LateExam
     some = late.over(plan.n_steps).present[:_N_ASKED]
     device = next((own.device for own in trainer.model.parameters()), torch.device("cpu"))
     with undisturbed(device), evaluating(trainer.model), torch.no_grad():
-        found = _reading(trainer, (late.take(one) for one in some.split(1)))
+        found = _reading(trainer, (late.take(one) for one in torch.split(some, 1)))
     return late if found is None else LateExamples.from_loader(whole, **(found | options))
 
 

@@ -15,6 +15,9 @@ from torch.utils.data import DataLoader
 
 from ww_opt.integrations.hosted import Asked, Hosted, is_settled
 from ww_opt.integrations.trainer_trial import begin, layerwise, team_of
+from ww_opt.search.faults import DEFAULT_FAULTS
+from ww_opt.search.pruner import SpectralPruner
+from ww_opt.search.sampler import LayerwiseSampler
 from ww_opt.search.space import LayerwiseSpace
 
 try:
@@ -103,7 +106,7 @@ class SpectralMixin(_Base):
     :meth:`hyperparameter_search` then needs no evaluation set::
 
         trainer = SpectralTrainer(model_init=build, args=args, train_dataset=data, space=space)
-        best = trainer.hyperparameter_search(backend="optuna", n_trials=20, pruner=SpectralPruner())
+        best = trainer.hyperparameter_search(backend="optuna", n_trials=20)
         trainer.train(trial=optuna.trial.FixedTrial(best.hyperparameters))  # the pick, on all examples from the start
 
     In an objective of your own call ``trainer.train(trial=trial)`` and return ``trainer.objective``. ``train()``
@@ -192,7 +195,9 @@ class SpectralMixin(_Base):
             hp_space: further fields of ``TrainingArguments`` to search; those of the space are suggested by themselves.
             compute_objective: must be left out.
             args: as for the Trainer.
-            kwargs: likewise; ``backend`` is ``"optuna"``, and what it does not know goes to ``optuna.create_study``.
+            kwargs: likewise; ``backend`` is ``"optuna"``, and what it does not know goes to ``optuna.create_study``. By
+                default the sampler is :class:`ww_opt.LayerwiseSampler`, and the pruner ends what is broken alone, as in
+                a :class:`ww_opt.Study`: Optuna's own would compare trials before the first cohort has judged.
 
         Returns:
             The Trainer's ``BestRun``; ``optuna.trial.FixedTrial(best.hyperparameters)`` trains it.
@@ -208,6 +213,8 @@ class SpectralMixin(_Base):
                 "A trial is worth what late examples and the weights say, but got a `compute_objective`, which reads "
                 "an evaluation: leave it out, or take the plain Trainer."
             )
+
+        kwargs = {"sampler": LayerwiseSampler(), "pruner": SpectralPruner(rules=DEFAULT_FAULTS)} | kwargs
 
         def both(trial: optuna.Trial) -> dict[str, Any]:
             if self.asked.space is not None:

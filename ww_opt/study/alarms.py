@@ -76,8 +76,8 @@ def about_ends(ended: Sequence[FrozenTrial], *, is_picked: bool = True) -> list[
     lost = [*failed, *early]
     if not found and 2 * len(lost) > len(ended):
         found.append(
-            f"{len(lost)} of {len(ended)} trials came to nothing: {len(failed)} failed, {len(early)} were pruned before "
-            f"half of their run.{_unseen(lost)}{rest}"
+            f"{len(lost)} of {len(ended)} trials came to nothing: {len(failed)} failed, {len(early)} were pruned "
+            f"before half of their run.{_unseen(lost)}{rest}"
         )
     return found
 
