@@ -316,10 +316,12 @@ class TestPruning:
         args = arguments(tmp_path, eval_strategy="steps", eval_steps=1)
         _, trial = self.pruned(tmp_path, arguments_=args, eval_dataset=DATA[:16])
         assert list(trial.intermediate_values) == [5]
-        study = optuna.create_study(pruner=optuna.pruners.NopPruner())
+        storage = optuna.storages.InMemoryStorage()
         own = trainer(tmp_path, arguments_=args, eval_dataset=DATA[:16])
-        study.optimize(lambda trial: own.train(trial=trial) and own.objective, n_trials=1)
-        assert list(study.trials[0].intermediate_values) == [5, 10, 15, 20]
+        own.hyperparameter_search(n_trials=1, storage=storage, study_name="own")
+        (trial,) = optuna.load_study(study_name="own", storage=storage).trials
+        assert list(trial.intermediate_values) == [5, 10, 15, 20]
+        assert trial.value == trial.intermediate_values[20]
         assert sum("eval_loss" in own for own in own.state.log_history) == N_STEPS
 
     def test_a_loss_that_is_not_finite_ends_it(self, tmp_path: Path) -> None:
