@@ -59,6 +59,8 @@ NEVER = (
     Never(DECIDING, ("torch", "ww_opt.search.objective"), "they decide from the record alone"),
     Never(("ww_opt.search.sampler",), ("ww_opt.search.objective", "ww_opt.spectral"), "it reads records alone"),
     Never(("ww_opt.search.importance",), ("torch", "ww_opt.search.objective"), "it reads records alone"),
+    Never(EVERYTHING, ("transformers",), "an extra is an extra", ("ww_opt.integrations.transformers",)),
+    Never(EVERYTHING, ("lightning", "pytorch_lightning"), "an extra is an extra", ("ww_opt.integrations.lightning",)),
     Never(("ww_opt",), ("objectives", "studies"), "a library does not know its uses"),
     Never(EVERYTHING, ("matplotlib",), "a worker draws nothing", ("ww_opt.reporting", "ww_opt.cli")),
     Never(("objectives",), ("studies",), "what is trained must not know which question is asked of it"),

@@ -23,6 +23,7 @@ from tests.architecture import (
     never_faults,
     window_faults,
 )
+from tests.frameworks import importable
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
@@ -68,7 +69,7 @@ def test_there_is_something_to_check() -> None:
 def test_dependencies_are_those_that_are_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
-    optional = {"safetensors"}
+    optional = {"lightning", "pytorch_lightning", "safetensors", "transformers"}
     imported = {
         item.name.split(".")[0]
         for name in LIBRARY
@@ -107,6 +108,8 @@ BROKEN = {
     "record": (never_faults, "ww_opt.search.records", "from torch import nn", "no model is"),
     "pruner": (never_faults, "ww_opt.search.pruner", "from ww_opt.search.objective import report", "record alone"),
     "sampler": (never_faults, "ww_opt.search.sampler", "import ww_opt.spectral.measuring.fits", "reads records"),
+    "framework": (never_faults, "ww_opt.integrations.hosted", "def f():\n import transformers", "an extra is an extra"),
+    "another's": (never_faults, "ww_opt.integrations.transformers", "import lightning", "an extra is an extra"),
     "uses": (never_faults, "ww_opt.cli", "__import__('studies.digits')", "its uses"),
     "drawing": (never_faults, "ww_opt.tracking.mlflow", "import matplotlib.pyplot as plt", "draws nothing"),
     "question": (never_faults, "objectives.digits", "from studies import digits", "which question"),
@@ -135,6 +138,7 @@ ALLOWED = {
     "lazy window": (window_faults, "ww_opt", "def __getattr__(name): import_module('ww_opt.cli')"),
     "typed window": (window_faults, "ww_opt", "if TYPE_CHECKING:\n    from ww_opt.cli import main"),
     "type of a figure": (never_faults, "ww_opt.study.study", "if TYPE_CHECKING:\n    import matplotlib.figure"),
+    "framework": (never_faults, "ww_opt.integrations.lightning", "from lightning.pytorch import Callback"),
     "tracking": (never_faults, "ww_opt.tracking.mlflow", "from mlflow import MlflowClient"),
     "similar name": (never_faults, "ww_opt.study.study", "import mlflow_export"),
     "properties": (method_faults, "ww_opt.study.study", NINE_PROPERTIES),
@@ -165,12 +169,13 @@ def test_import_is_light(statement: str, heavy: tuple[str, ...]) -> None:
 
 def test_import_has_no_effect() -> None:
     # other packages do add filters and handlers, so ours are imported twice: the second time, only ours run
+    loaded = importable(LIBRARY)
     assert (
         fresh(f"""
 import importlib, logging, sys, warnings
 
 def import_all():
-    for name in {LIBRARY!r}:
+    for name in {loaded!r}:
         importlib.import_module(name)
 
 def state():
@@ -178,7 +183,7 @@ def state():
     return [(logger.level, list(logger.handlers)) for logger in loggers]
 
 import_all()
-for name in {LIBRARY!r}:
+for name in {loaded!r}:
     del sys.modules[name]
 warnings.resetwarnings()
 before = state()

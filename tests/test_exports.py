@@ -11,11 +11,12 @@ import pytest
 
 import ww_opt
 import ww_opt.spectral
+from tests.frameworks import importable
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = sorted(
+MODULES = importable(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for path in (ROOT / "ww_opt").rglob("*.py")
+    for path in sorted((ROOT / "ww_opt").rglob("*.py"))
 )
 WINDOWS = (ww_opt, ww_opt.spectral)
 

@@ -104,3 +104,17 @@ def test_what_the_user_came_with_and_the_best_shared_setting_stand_beside_the_pi
         "  what you came with    47.2%  (trial 0)",
         "  best shared setting   79.0%  (trial 4, the best by its score whose layers have the same settings)",
     ]
+
+
+def test_a_majority_that_died_early_is_said_before_the_pick() -> None:
+    host = open_study(tiny.STUDY)
+    reason = {"ww_opt:reason": "KeyError: 'labels'"}
+    for _ in range(3):
+        host.add_trial(create_trial(state=optuna.trial.TrialState.FAIL, user_attrs=reason))
+    look = records.Look(20, 20, 1.0, 1.0, train_loss=1.0)
+    attrs = {"ww_opt:look:20": records._to_json(records.asdict(look))}
+    host.add_trial(create_trial(value=1.0, params={"x": 1.0}, distributions={"x": X}, user_attrs=attrs))
+    text = closing_text(closing(tiny.STUDY, host), {})
+    said = "Read this first\n\n- 3 of 4 trials failed: KeyError (3). 3 of them ended before the first look."
+    assert text.startswith(said)
+    assert text.index("trials failed") < text.index("The pick: trial 3")

@@ -91,6 +91,27 @@ class TestEnds:
         assert said.startswith("2 of 3 trials were pruned before half of their run")
         assert about_ends([late, late, trial()]) == []
 
+    def test_what_ended_before_its_first_look_is_counted(self) -> None:
+        def unseen(state: TrialState, reason: str) -> FrozenTrial:
+            return create_trial(state=state, user_attrs={"ww_opt:reason": reason})
+
+        seen = trial(state=TrialState.FAIL, reason="KeyError: x")
+        failed = unseen(TrialState.FAIL, "KeyError: x")
+        (said,) = about_ends([failed, failed, seen, trial()], is_picked=False)
+        assert said == "3 of 4 trials failed: KeyError (3). 2 of them ended before the first look."
+        gone = unseen(TrialState.PRUNED, "training diverged")
+        (said,) = about_ends([gone] * 3)
+        assert "3 of 3 trials diverged: -1, -1, -1. 3 of them ended before the first look. The pick" in said
+        early = trial(state=TrialState.PRUNED, step=20, reason="MedianPruner at step 20")
+        assert "first look" not in about_ends([early] * 3)[0]
+
+    def test_what_failed_and_what_was_pruned_early_are_a_majority_together(self) -> None:
+        failed = create_trial(state=TrialState.FAIL, user_attrs={"ww_opt:reason": "KeyError: x"})
+        early = trial(state=TrialState.PRUNED, step=20, reason="MedianPruner at step 20")
+        (said,) = about_ends([failed, failed, early, trial(), trial()])
+        assert said.startswith("3 of 5 trials came to nothing: 2 failed, 1 were pruned before half of their run. 2 of")
+        assert about_ends([failed, failed, early, *[trial()] * 3]) == []
+
 
 def test_the_most_serious_comes_first() -> None:
     nothing = trial(*[cohort(0.1, losses=[2.4] * 61)] * 3, first_loss=2.3)

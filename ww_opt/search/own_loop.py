@@ -72,6 +72,7 @@ class Run:
         loss: ``loss(model, batch)``, a scalar; only needed where ``late`` has no ``logits``.
         look_budget: share of the training time that looks may take where ``interval_steps`` is ``None``.
         in_background: as in :class:`ww_opt.SpectralObjective`.
+        in_nats: whether the loss is a cross-entropy. ``None``: told from the graph of the first loss.
 
     Attributes:
         groups: parameter groups for an optimizer; without a space, one of all trainable parameters.
@@ -96,6 +97,7 @@ class Run:
     loss: Callable[[nn.Module, Any], torch.Tensor] | None = None
     look_budget: float = 0.05
     in_background: bool = False
+    in_nats: bool | None = None
     groups: list[dict[str, Any]] = field(init=False, repr=False)
     entry: LateEntry | None = field(init=False, default=None, repr=False)
 
@@ -194,8 +196,10 @@ class Run:
         self._done, self._is_due = self._done + 1, False
         self._running, self._n_running = self._running + own.reshape(()).to(self._running), self._n_running + 1
         if self._done == 1:
-            if isinstance(loss, torch.Tensor):
-                records.write(self.trial, in_nats=is_cross_entropy(loss))
+            if self.in_nats is None and isinstance(loss, torch.Tensor):
+                self.in_nats = is_cross_entropy(loss)
+            if self.in_nats is not None:
+                records.write(self.trial, in_nats=self.in_nats)
             if self.first_loss is None and math.isfinite(float(own)):
                 self.first_loss = float(own)
         joining = self.entry.joining(self._done) if self.entry is not None else ()

@@ -47,9 +47,10 @@ def about_learning(pick: FrozenTrial) -> list[str]:
 
 
 def about_ends(ended: Sequence[FrozenTrial], *, is_picked: bool = True) -> list[str]:
-    """Say so where most trials failed, diverged, or were pruned before half of their run.
+    """Say so where most trials failed, diverged, or were pruned before half of their run, or all of that together.
 
-    Those that our pruner ended because others were better count for nothing here: that is what it is for.
+    Those that our pruner ended because others were better count for nothing here: that is what it is for. How many
+    ended before their first look, so that nothing is known of them, is said beside it.
     """
     found = []
     rest = " The pick is the best of the few others." if is_picked else ""
@@ -57,21 +58,33 @@ def about_ends(ended: Sequence[FrozenTrial], *, is_picked: bool = True) -> list[
     if 2 * len(failed) > len(ended):
         kinds = Counter(records.reason(trial).partition(":")[0] or "unknown" for trial in failed)
         most = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(3))
-        found.append(f"{len(failed)} of {len(ended)} trials failed: {most}.{rest}")
+        found.append(f"{len(failed)} of {len(ended)} trials failed: {most}.{_unseen(failed)}{rest}")
     diverged = [trial for trial in ended if outcome(trial) == "pruned" and _has_diverged(trial)]
     if 2 * len(diverged) > len(ended):
         found.append(
-            f"{len(diverged)} of {len(ended)} trials diverged: {some(_numbers(diverged))}.{rest} Lower the bounds of "
-            "the learning rate, clip gradients (`clip_norm`), or look for NaN in the data and in the loss."
+            f"{len(diverged)} of {len(ended)} trials diverged: {some(_numbers(diverged))}.{_unseen(diverged)}{rest} "
+            "Lower the bounds of the learning rate, clip gradients (`clip_norm`), or look for NaN in the data and in "
+            "the loss."
         )
         return found
     early = [trial for trial in ended if outcome(trial) == "pruned" and _is_early(trial) and not _was_outrun(trial)]
     if 2 * len(early) > len(ended):
         found.append(
             f"{len(early)} of {len(ended)} trials were pruned before half of their run: {some(_numbers(early))}."
-            f"{rest} Let the pruner start later, or narrow the space."
+            f"{_unseen(early)}{rest} Let the pruner start later, or narrow the space."
+        )
+    lost = [*failed, *early]
+    if not found and 2 * len(lost) > len(ended):
+        found.append(
+            f"{len(lost)} of {len(ended)} trials came to nothing: {len(failed)} failed, {len(early)} were pruned "
+            f"before half of their run.{_unseen(lost)}{rest}"
         )
     return found
+
+
+def _unseen(trials: Sequence[FrozenTrial]) -> str:
+    n = sum(records.last_step(trial) is None for trial in trials)
+    return f" {n} of them ended before the first look." if n else ""
 
 
 def _numbers(trials: Sequence[FrozenTrial]) -> list[int]:

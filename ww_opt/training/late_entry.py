@@ -128,13 +128,17 @@ class LateEntry:
         return self.n_steps
 
     def __iter__(self) -> Iterator[torch.Tensor]:
+        return self.batches()
+
+    def batches(self, generator: torch.Generator | None = None) -> Iterator[torch.Tensor]:
+        """Yield the batches, shuffled by ``generator``; ``None``: by torch's global one."""
         present, left = self._parts[-1], torch.empty(0, dtype=torch.int64)
         for step in range(self.n_steps):
             for newcomers in self.joining(step):
                 present = torch.cat([present, newcomers])
-                left = _shuffled(torch.cat([left, newcomers])) if len(left) else left
+                left = _shuffled(torch.cat([left, newcomers]), generator) if len(left) else left
             if not len(left) or (self.drop_last and len(left) < self.batch_size):
-                left = _shuffled(present)
+                left = _shuffled(present, generator)
             size = self._next_size(len(left))
             batch, left = left[:size], left[size:]
             yield batch
@@ -160,8 +164,8 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-def _shuffled(index: torch.Tensor) -> torch.Tensor:
-    return index[torch.randperm(len(index))]
+def _shuffled(index: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    return index[torch.randperm(len(index), generator=generator)]
 
 
 @dataclass(frozen=True)
