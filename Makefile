@@ -5,6 +5,7 @@
 PYTHON := .venv/bin/python
 PIP := $(PYTHON) -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
 INSTALLED := .venv/.installed
+FRAMEWORKS := .venv/.frameworks
 # Asked only where the configured indexes have no CPU build of torch.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?= -q
@@ -18,10 +19,10 @@ demo: $(INSTALLED) ## set up, tune a convolutional net without a test set, then 
 	OMP_NUM_THREADS=1 .venv/bin/ww-opt run studies/mnist1d_cnn.py
 	OMP_NUM_THREADS=1 .venv/bin/ww-opt judge studies/mnist1d_cnn.py
 
-test: $(INSTALLED) ## set up, then run the tests, without the slow ones
+test: $(FRAMEWORKS) ## set up, then run the tests, without the slow ones
 	$(PYTEST)
 
-slow: $(INSTALLED) ## run the slow tests
+slow: $(FRAMEWORKS) ## run the slow tests
 	$(PYTEST) -m slow
 
 check: $(INSTALLED) ## format, lint and types; changes nothing
@@ -56,4 +57,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    echo "make: no index has the torch of constraints.txt; name one: make TORCH_INDEX=URL" >&2; exit 1; }
 	@echo "[3/3] everything else (0.2 GB to download, a minute or two)"
 	@$(PIP) --editable '.[demo,dev,safetensors]'
+	@touch $@
+
+$(FRAMEWORKS): $(INSTALLED)
+	@echo "what integrations are tested with: transformers, lightning, optunahub (60 MB to download)"
+	@$(PIP) --editable '.[transformers,lightning,optunahub]'
 	@touch $@
