@@ -16,8 +16,9 @@ from torch import nn
 from tests import tiny
 from tests.search import test_own_loop
 from tests.training.test_late_entry import both, late_task
-from ww_opt import LayerwiseSpace, SpectralPruner
+from ww_opt import LayerwiseSpace, Ranks, SpectralPruner
 from ww_opt.search import records
+from ww_opt.search.faults import DEFAULT_FAULTS
 from ww_opt.search.looks import Looks, _copy, cadence_of, look_share
 from ww_opt.search.pruner import RULES
 from ww_opt.spectral.diagnostics import diagnose
@@ -92,6 +93,26 @@ def test_a_loop_of_ones_own_takes_it_over_too() -> None:
     assert [math.isnan(look.late_loss) for look in first] == [True, False, False, False], (
         "who joins at half tells there"
     )
+
+
+@pytest.mark.parametrize(
+    ("pruner", "expected"),
+    [
+        (SpectralPruner(), [5, 12, 24]),  # a fifth and half of the run: where it compares, whatever a look costs
+        (SpectralPruner(ranks=Ranks(fractions=(0.25, 0.75))), [6, 12, 18, 24]),
+        (SpectralPruner(n_warmup_steps=8), [12, 24]),
+        (SpectralPruner(rules=DEFAULT_FAULTS), [12, 24]),
+        (optuna.pruners.MedianPruner(), [12, 24]),
+    ],
+)
+def test_a_look_falls_on_each_rung(pruner: Any, expected: list[int]) -> None:
+    study = study_of(pruner)
+    study.set_user_attr("ww_opt:n_looks", 2)
+    study.optimize(replace(LATE, n_steps=24, look_budget=1e-9), n_trials=1)
+    assert steps(study.trials[0]) == expected
+    options = {"interval_steps": None, "n_steps": 24, "look_budget": 1e-9}
+    study.optimize(lambda trial: test_own_loop.loop(trial, late=test_own_loop.LATE, **options).value(), 1)
+    assert steps(study.trials[1]) == sorted({*expected, 18}), "18: who joins then"
 
 
 def test_the_look_itself_is_counted() -> None:

@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Sampler
 
 from ww_opt.search.own_loop import Run
+from ww_opt.search.report import rung_steps
 from ww_opt.search.space import LayerwiseSpace
 from ww_opt.training.cadence import Cadence
 from ww_opt.training.cohorts import is_cross_entropy
@@ -229,10 +230,12 @@ class Hosted:
             self.groups = self.run.groups
         elif team.rank == 0:
             self.groups = self._configured(trial)
-        said = team.exchange((dict(trial.params), is_settled(trial)) if team.rank == 0 and trial is not None else None)
+        rungs = () if trial is None or is_settled(trial) else rung_steps(trial, self.plan.n_steps)  # type: ignore[arg-type]
+        told = (dict(trial.params), is_settled(trial), rungs) if team.rank == 0 and trial is not None else None
+        said = team.exchange(told)
         if team.rank > 0:
             self.groups = self._configured(FixedTrial(said[0]))
-        joining = () if self.plan.late is None else self.plan.late.over(self.plan.n_steps).steps
+        joining = (*said[2], *(() if self.plan.late is None else self.plan.late.over(self.plan.n_steps).steps))
         interval, budget = self.asked.looks.get("interval_steps"), self.asked.looks.get("look_budget", 0.05)
         # the steps at which rank 0 may decide; all know them
         is_asked = team.n > 1 and not said[1]

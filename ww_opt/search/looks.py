@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 from torch import nn
 
 from ww_opt.search import records
-from ww_opt.search.report import report
+from ww_opt.search.report import report, rung_steps
 from ww_opt.spectral.diagnostics import diagnose
 from ww_opt.spectral.rows import Diagnosis
 from ww_opt.spectral.scores import Score
@@ -36,6 +36,8 @@ def cadence_of(
 ) -> Cadence:
     """Return the cadence of a trial's run; where an earlier trial of its study has settled one, that.
 
+    A look falls on each rung of the study's pruner, whatever it costs: what is pruned there saves more.
+
     Args:
         trial: the running trial.
         n_steps: optimizer steps of the run.
@@ -45,7 +47,8 @@ def cadence_of(
     """
     host = getattr(trial, "study", None)
     found = None if host is None or interval_steps is not None else host.user_attrs.get(_N_LOOKS)
-    return Cadence(n_steps, interval_steps, budget, joining, n_looks=found if found in CADENCES else None)
+    deciding = (*joining, *rung_steps(trial, n_steps))
+    return Cadence(n_steps, interval_steps, budget, deciding, n_looks=found if found in CADENCES else None)
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,9 @@ class SpectralObjective:
         n_steps: optimizer steps of a trial.
         interval_steps: steps between looks. Each look diagnoses the model, remembers the rows, reports the score and
             asks the pruner. ``None``: 12, 8, 4 or 2 looks a run, whichever ``look_budget`` allows, and always where a
-            cohort joins. The first trial that comes to its end measures that, and its study keeps it: on a machine near
-            a boundary another study with the same seeds may look more or less often. Weights and values are the same
-            then; a pruner may act at another look.
+            cohort joins or :class:`ww_opt.SpectralPruner` compares. The first trial that comes to its end measures that,
+            and its study keeps it: on a machine near a boundary another study with the same seeds may look more or less
+            often. Weights and values are the same then; a pruner may act at another look.
         score: a key of ``SCORES``, or ``"alpha:3.5"``, the alpha that it aims at.
         guard: ``True``: add the training loss, see :func:`ww_opt.spectral.scores.guard`. ``"late"``: let a few training
             examples join late, and guard by what they say just before (:mod:`ww_opt.training.late_entry`); until then
@@ -62,7 +62,7 @@ class SpectralObjective:
             trial unless ``build_model`` or ``batches`` makes them anew. Trials in threads of one process take turns.
         on_trained: called with the trial and the model of every trial that ran to its end.
         look_budget: share of the training time that looks may take where ``interval_steps`` is ``None``, in (0, 1].
-            Those at half of the run, at its end and where a cohort joins are taken even where they take more.
+            Those at half of the run, at its end and where somebody decides are taken even where they take more.
         in_background: diagnose a snapshot of the weights in a thread beside the training. Looks then answer at the next
             check points, with the same values, records and decisions; what is pruned has trained up to
             there. Where training leaves no core idle nothing is gained.

@@ -113,6 +113,12 @@ class SpectralPruner(BasePruner):
         """
         return LATE in self._rules and self._rung(before, step, n_steps) is not None
 
+    def rung_steps(self, n_steps: int) -> tuple[int, ...]:
+        """Steps of a run of ``n_steps`` at which trials are compared: each needs a look."""
+        found = [math.ceil(own * n_steps) for own in self._ranks.fractions]
+        is_ranking = not set(JUDGES).isdisjoint(self._rules)
+        return tuple(own for own in found if own >= (self._n_warmup_steps or 0)) if is_ranking else ()
+
     def _rung(self, before: int | None, step: int, n_steps: int) -> float | None:
         if n_steps <= 0 or (self._n_warmup_steps is not None and step < self._n_warmup_steps):
             return None

@@ -24,7 +24,7 @@ from ww_opt.spectral.scores import Score, named_score
 from ww_opt.spectral.scores import score as score_of
 from ww_opt.training.judging import Judgement, late_loss
 
-__all__ = ["Losses", "check_trial", "directions", "pruned", "report", "report_late", "wants_ahead"]
+__all__ = ["Losses", "check_trial", "directions", "pruned", "report", "report_late", "rung_steps", "wants_ahead"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -161,6 +161,13 @@ def wants_ahead(trial: optuna.Trial, step: int, n_steps: int) -> bool:
     pruner = getattr(getattr(trial, "study", None), "pruner", None)
     asked = getattr(pruner, "wants_ahead", None)  # ours has one
     return bool(asked and asked(records.last_step(trial), step, n_steps))
+
+
+def rung_steps(trial: optuna.Trial, n_steps: int) -> tuple[int, ...]:
+    """Steps of a run of ``n_steps`` at which the study's pruner compares trials; none where it is not ours."""
+    pruner = getattr(getattr(trial, "study", None), "pruner", None)
+    asked = getattr(pruner, "rung_steps", None)
+    return tuple(asked(n_steps)) if asked else ()
 
 
 def _ahead(known: dict[str, Any], step: int) -> dict[str, Any]:

@@ -26,12 +26,12 @@ _AIM = 0.8
 
 
 def look_steps(n_steps: int, n_looks: int, joining: Sequence[int] = ()) -> tuple[int, ...]:
-    """Steps of ``n_looks`` even looks, and of cohorts that join early enough to decide; rising.
+    """Steps of ``n_looks`` even looks, and of cohorts and comparisons that come early enough to decide; rising.
 
     Args:
         n_steps: optimizer steps of the run.
         n_looks: even looks, at least 1; fewer where the run has fewer steps.
-        joining: steps done when a cohort joins.
+        joining: steps done when a cohort joins or a pruner compares.
     """
     even = {math.ceil(k * n_steps / n_looks) for k in range(1, n_looks + 1)}
     early = {step for step in joining if 0 < step < _TOLD_BY_THE_LAST * n_steps}
@@ -59,9 +59,9 @@ class Cadence:
     Args:
         n_steps: optimizer steps of the run.
         interval_steps: steps between looks, kept whatever they cost. ``None``: as ``budget`` allows.
-        budget: share of the training time that looks may take. Those at half of the run, at its end and at the first
-            cohorts are never left out.
-        joining: steps done when a cohort joins.
+        budget: share of the training time that looks may take. Those at half of the run, at its end and where somebody
+            decides are never left out.
+        joining: steps done when a cohort joins or a pruner compares.
         n_looks: one of ``CADENCES``, settled by an earlier run. ``None``: this run begins with the quarters,
             measures, and goes on with what it can afford.
 
