@@ -50,8 +50,8 @@ class SpectralObjective:
         interval_steps: steps between looks. Each look diagnoses the model, remembers the rows, reports the score and
             asks the pruner. ``None``: 12, 8, 4 or 2 looks a run, whichever ``look_budget`` allows, and always where a
             cohort joins or :class:`ww_opt.SpectralPruner` compares. The first trial that comes to its end measures
-            that, and its study keeps it: on a machine near a boundary another study with the same seeds may look more or less
-            often. Weights and values are the same then; a pruner may act at another look.
+            that, and its study keeps it: on a machine near a boundary another study with the same seeds may look more
+            or less often. Weights and values are the same then; another pruner may act at another look.
         score: a key of ``SCORES``, or ``"alpha:3.5"``, the alpha that it aims at.
         guard: ``True``: add the training loss, see :func:`ww_opt.spectral.scores.guard`. ``"late"``: let a few training
             examples join late, and guard by what they say just before (:mod:`ww_opt.training.late_entry`); until then
