@@ -139,8 +139,8 @@ class TestTrust:
     @pytest.mark.parametrize(
         ("sampler", "lost"),
         [
-            (TPESampler(), "0.1 [-0.8, 0.9] points of accuracy behind those of the same search on the test set itself"),
-            (NSGAIISampler(), "0.1 [-0.8, 0.9]"),
+            (TPESampler(), "0.5 [-0.1, 1.1] points of accuracy behind those of the same search on the test set itself"),
+            (NSGAIISampler(), "0.5 [-0.1, 1.1]"),
             (RandomSampler(), "0.8 points of accuracy behind the best"),
             (GridSampler({"x": [1]}), "0.8"),
         ],
