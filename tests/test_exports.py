@@ -45,6 +45,7 @@ PROMISED = {
     "report_late",
     "score",
     "carried_over",
+    "compare",
     "decisions",
     "judge",
     "late_loss",

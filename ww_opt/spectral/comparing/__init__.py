@@ -1,0 +1,4 @@
+"""Two checkpoints -> what changed, and which layers broke.
+
+``Source, Source -> headers -> Matching -> (Diagnosis, Diagnosis, Pair per layer) -> LayerShift -> Break -> Comparison``
+"""
