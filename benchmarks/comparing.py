@@ -54,12 +54,12 @@ def clipped(weight: Tensor, n_deviations: float) -> Tensor:
 def pruned(weight: Tensor, share: float) -> Tensor:
     """Set the smallest entries to 0."""
     limit = weight.abs().flatten().kthvalue(max(1, int(share * weight.numel()))).values
-    return torch.where(weight.abs() <= limit, 0.0, weight)
+    return torch.where(weight.abs() <= limit, torch.zeros_like(weight), weight)
 
 
 def _low_rank(weight: Tensor, rank: int) -> Tensor:
     u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-    return ((u[:, :rank] * s[:rank]) @ v[:rank]).view_as(weight)
+    return torch.reshape((u[:, :rank] * s[:rank]) @ v[:rank], weight.shape)
 
 
 def _huge(weight: Tensor) -> Tensor:
@@ -321,13 +321,14 @@ def _print_healthy(outcomes: list[Outcome]) -> None:
 
 @click.command()
 @click.option("--checkpoint", "paths", multiple=True, type=click.Path(path_type=Path), help="Damage this one, too.")
+@click.option("--first-seed", default=0, show_default=True, help="Bands were made on 0 to 2.")
 @click.option("--trained/--no-trained", default=True, help="Train the small nets.")
-def main(paths: tuple[Path, ...], trained: bool) -> None:
+def main(paths: tuple[Path, ...], first_seed: int, trained: bool) -> None:
     """Print the tables."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if trained:
-        own = {(case.name, seed): _trained(case, seed) for case in CASES for seed in range(N_SEEDS)}
+        own = {(case.name, seed): _trained(case, first_seed + seed) for case in CASES for seed in range(N_SEEDS)}
         click.echo("Healthy pairs\n")
         _print_healthy(list(healthy_outcomes(own)))
         click.echo("\nOne layer of a fine-tuned net damaged\n")

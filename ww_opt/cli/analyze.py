@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ww_opt.cli.sources import source_of
 
 if TYPE_CHECKING:
     from ww_opt.spectral.rows import Diagnosis
@@ -40,29 +41,13 @@ def analyze(source: str, as_json: bool, as_csv: bool, convention: Any) -> None:
 
     if as_json and as_csv:
         raise click.UsageError("Only one of --json and --csv can be given.")
-    diagnosis = diagnose(_source(source), convention=convention)
+    diagnosis = diagnose(source_of(source), convention=convention)
     if as_json:
         click.echo(json.dumps(_json_rows(diagnosis), indent=1, allow_nan=False))
     elif as_csv:
         click.echo(diagnosis.to_frame().to_csv(index=False), nl=False)
     else:
         _print_analysis(diagnosis)
-
-
-def _source(source: str) -> Any:
-    from ww_opt.study.references import BadReference, load
-
-    if source.endswith(".py"):
-        raise BadReference(f"A Python file needs the function that returns a model, but got {source!r}: {source}:NAME.")
-    if Path(source).exists() or ":" not in source:
-        return source
-
-    factory = load(source)
-    if not callable(factory):
-        raise BadReference(
-            f"SOURCE must name a function that returns a model, but {source!r} is a {type(factory).__name__}."
-        )
-    return factory()
 
 
 def _json_rows(diagnosis: Diagnosis) -> list[dict[str, Any]]:

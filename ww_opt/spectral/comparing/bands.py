@@ -65,13 +65,15 @@ class Spread:
     """What is usual: 98 % of healthy layers from seed to seed lie within, and of light fine-tunes for ``distance``.
 
     Attributes:
-        alpha: change of alpha, either way.
+        alpha: change of alpha, either way, and ``D``, the distance of both fits up to which it is told: alphas of worse
+            fits move by themselves.
         ratio: factor of the Frobenius norm.
         rank: factor of the effective rank.
         distance: relative distance of the weights.
     """
 
     alpha: float = 2.2
+    D: float = 0.1
     ratio: tuple[float, float] = (0.93, 1.07)
     rank: tuple[float, float] = (0.9, 1.1)
     distance: float = 0.16

@@ -50,7 +50,7 @@ def _unusual(row: LayerShift, is_other: bool, spread: Spread) -> Iterator[str]:
         yield f"moved by {own.distance:.0%}"
     if is_outside(own.ratio, spread.ratio):
         yield f"norm x{own.ratio:.3g}"
-    if new.M >= NARROW and abs(new.alpha - old.alpha) > spread.alpha:
+    if new.M >= NARROW and max(old.D, new.D) <= spread.D and abs(new.alpha - old.alpha) > spread.alpha:
         yield f"alpha {old.alpha:.2f} -> {new.alpha:.2f}"
     if min(old.effective_rank, new.effective_rank) > 0 and is_outside(
         new.effective_rank / old.effective_rank, spread.rank
