@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from benchmarks.damages import DAMAGES, HARMLESS, State, all_layers, damaged, healthy_update
 from benchmarks.evidence.faults import HEALTHY
 from benchmarks.evidence.kept import Record, diagnosis, read
 from benchmarks.evidence.tasks import CASES, Case
@@ -27,84 +28,14 @@ from ww_opt.training.layerwise import layers, parameter_groups
 from ww_opt.training.run import train
 from ww_opt.training.task import Task
 
-__all__ = ["CHANGES", "DAMAGES", "HARMLESS", "Outcome", "damaged", "healthy_update", "of_checkpoint", "of_records"]
+__all__ = ["CHANGES", "Outcome", "of_checkpoint", "of_records"]
 
-State = dict[str, Tensor]
-Change = Callable[[Tensor], Tensor]
 N_SEEDS, N_DAMAGED_SEEDS = 3, 2
-_NOT_HERE = ("healthy", "int4")
+_NOT_HERE = ("int4",)
 COSTLY = 0.02
 """Accuracy from which a damage counts as costly."""
 
 
-def rounded(weight: Tensor, bits: int, *, by_channel: bool) -> Tensor:
-    """Round to nearest, symmetric; one step for the layer, or one for each output channel."""
-    top = 2 ** (bits - 1) - 1
-    size = weight.flatten(1).abs().amax(1).view(-1, *[1] * (weight.ndim - 1)) if by_channel else weight.abs().max()
-    step = size.clamp_min(1e-12) / top
-    return torch.mul((weight / step).round(), step)
-
-
-def clipped(weight: Tensor, n_deviations: float) -> Tensor:
-    """Clip at so many standard deviations."""
-    limit = float(n_deviations * weight.std())
-    return torch.clamp(weight, -limit, limit)
-
-
-def pruned(weight: Tensor, share: float) -> Tensor:
-    """Set the smallest entries to 0."""
-    limit = weight.abs().flatten().kthvalue(max(1, int(share * weight.numel()))).values
-    return torch.where(weight.abs() <= limit, torch.zeros_like(weight), weight)
-
-
-def _low_rank(weight: Tensor, rank: int) -> Tensor:
-    u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-    return torch.reshape((u[:, :rank] * s[:rank]) @ v[:rank], weight.shape)
-
-
-def _huge(weight: Tensor) -> Tensor:
-    weight = weight.clone()
-    weight.view(-1)[7] = 40 * weight.std()
-    return weight
-
-
-def _shuffled(weight: Tensor) -> Tensor:
-    return torch.reshape(weight.flatten()[torch.randperm(weight.numel())], weight.shape)
-
-
-def _initial(weight: Tensor) -> Tensor:
-    return (2 * torch.rand_like(weight) - 1) / math.sqrt(weight[0].numel())
-
-
-DAMAGES: Mapping[str, Change] = {
-    "times 10": lambda weight: 10 * weight,
-    "times 3": lambda weight: 3 * weight,
-    "times 1.5": lambda weight: 1.5 * weight,
-    "times 0.33": lambda weight: weight / 3,
-    "times 0.1": lambda weight: weight / 10,
-    "int4, a step per channel": lambda weight: rounded(weight, 4, by_channel=True),
-    "int4, one step": lambda weight: rounded(weight, 4, by_channel=False),
-    "int3, a step per channel": lambda weight: rounded(weight, 3, by_channel=True),
-    "clipped at 2 sigma": lambda weight: clipped(weight, 2.0),
-    "clipped at 0.5 sigma": lambda weight: clipped(weight, 0.5),
-    "zeroed": torch.zeros_like,
-    "80 % pruned": lambda weight: pruned(weight, 0.8),
-    "95 % pruned": lambda weight: pruned(weight, 0.95),
-    "one entry of 40 sigma": _huge,
-    "cut to rank 2": lambda weight: _low_rank(weight, 2),
-    "entries shuffled": _shuffled,
-    "initialised anew": _initial,
-    "rows moved on by one": lambda weight: weight.roll(1, 0),
-    "sign turned": torch.neg,
-    "NaN": lambda weight: weight * math.nan,
-}
-"""What is done to one layer."""
-HARMLESS: Mapping[str, Change] = {
-    "int8, one step": lambda weight: rounded(weight, 8, by_channel=False),
-    "bfloat16": lambda weight: weight.bfloat16().float(),
-    "50 % pruned": lambda weight: pruned(weight, 0.5),
-}
-"""What is done to all layers of a net and costs little."""
 CHANGES = (
     "another seed", "half of it -> all", "trained on", "fine-tuned, a tenth of the rate", "fine-tuned, the full rate",
     *HARMLESS,
@@ -122,13 +53,15 @@ class Outcome:
 
     @property
     def is_named(self) -> bool:
-        """Whether the damaged layer was called broken."""
-        return any(item.name in (self.layer, f"{self.layer}.weight") for item in self.said.broken)
+        """Whether the damaged layer was called broken; of a whole net, whether any was."""
+        return any(not self.layer or item.name in (self.layer, f"{self.layer}.weight") for item in self.said.broken)
 
     @property
     def others(self) -> int:
         """How many other layers were."""
-        return sum(item.name not in (self.layer, f"{self.layer}.weight") for item in self.said.broken)
+        return bool(self.layer) * sum(
+            item.name not in (self.layer, f"{self.layer}.weight") for item in self.said.broken
+        )
 
 
 @dataclass(frozen=True)
@@ -180,10 +113,6 @@ def _accuracy(model: nn.Module, task: Task) -> float:
     return task.evaluate(model)
 
 
-def _all_layers(state: State, change: Change) -> State:
-    return {name: change(tensor) if tensor.ndim >= 2 else tensor for name, tensor in state.items()}
-
-
 def healthy_outcomes(trained: Mapping[tuple[str, int], Trained]) -> Iterator[Outcome]:
     """Compare the healthy pairs."""
     for (name, seed), own in trained.items():
@@ -192,20 +121,13 @@ def healthy_outcomes(trained: Mapping[tuple[str, int], Trained]) -> Iterator[Out
         pairs = [(CHANGES[0], end, trained[name, other].states["end"]) for other in range(N_SEEDS) if other != seed]
         pairs += [(CHANGES[1], own.states["half"], end)]
         pairs += [(change, end, own.states[change]) for change in CHANGES[2:5]]
-        pairs += [(what, end, _all_layers(end, change)) for what, change in HARMLESS.items()]
+        pairs += [(what, end, all_layers(end, change)) for what, change in HARMLESS.items()]
         for what, old, new in pairs:
             cost = own.accuracies["end"] - own.accuracies[what] if what in own.accuracies else math.nan
             if what in HARMLESS:
                 model.load_state_dict(new)
                 cost = own.accuracies["end"] - _accuracy(model, task)
             yield Outcome(what, "", cost, compare(old, new))
-
-
-def damaged(base: State, names: Iterable[str]) -> Iterator[tuple[str, str, State]]:
-    """Damage each of the layers in each way; yield what was done, to which layer, and the state."""
-    for name in names:
-        for what, change in DAMAGES.items():
-            yield what, name.removesuffix(".weight"), {**base, name: change(base[name])}
 
 
 def damaged_outcomes(trained: Iterable[Trained]) -> Iterator[Outcome]:
@@ -244,19 +166,6 @@ def of_records(records: Iterable[Record]) -> Iterator[Outcome]:
         yield Outcome(own["fault"], own["layer"], beside["accuracy"] - own["accuracy"], Comparison(judged_shifts(rows)))
 
 
-def healthy_update(state: State, size: float = 0.05, rank: int = 4) -> State:
-    """Stand in for a fine-tune: each layer moves by ``size`` of its norm, half of it along few directions."""
-
-    def moved(weight: Tensor) -> Tensor:
-        flat = weight.flatten(1)
-        low = torch.randn(len(flat), rank) @ torch.randn(rank, flat.shape[1])
-        noise = torch.randn_like(flat)
-        step = low / low.norm() + noise / noise.norm()
-        return torch.add(flat, step, alpha=float(size * flat.norm() / step.norm())).view_as(weight)
-
-    return _all_layers(state, moved)
-
-
 def of_checkpoint(path: Path) -> Iterator[Outcome]:
     """Damage each layer of a checkpoint after a stand-in for a fine-tune; accuracy is not known."""
     from ww_opt.spectral.reading.headers import headers
@@ -268,7 +177,7 @@ def of_checkpoint(path: Path) -> Iterator[Outcome]:
     changes["int4, one step, all layers"] = DAMAGES["int4, one step"]
     yield Outcome("a stand-in for a fine-tune", "", math.nan, compare(state, base))
     for what, change in changes.items():
-        yield Outcome(what, "", math.nan, compare(state, _all_layers(state, change)))
+        yield Outcome(what, "", math.nan, compare(state, all_layers(state, change)))
     names = [name for name, tensor in state.items() if tensor.ndim >= 2]
     for what, layer, new in damaged(base, names):
         yield Outcome(what, layer, math.nan, compare(state, new))
@@ -276,7 +185,8 @@ def of_checkpoint(path: Path) -> Iterator[Outcome]:
 
 def _print(outcomes: list[Outcome], rows: Iterable[str]) -> None:
     click.echo(
-        "| planted | layers | named | other layers named | accuracy lost, mean | costly | costly and named | rules |"
+        "| planted | planted in | named | other layers named | accuracy lost, mean | costly | costly and named "
+        "| rules |"
     )
     click.echo("|---" * 8 + "|")
     for what in rows:

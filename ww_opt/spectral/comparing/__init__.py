@@ -2,3 +2,5 @@
 
 ``Source, Source -> headers -> Matching -> (Diagnosis, Diagnosis, Pair per layer) -> LayerShift -> Break -> Comparison``
 """
+
+__all__: list[str] = []

@@ -53,10 +53,9 @@ def compare(old: Source, new: Source) -> Comparison:
     sides = headers(old), headers(new)
     matching = match(*sides)
     met = _meet(old, new, sides, matching)
-    before = diagnose(old)
+    left = _by_name(diagnose(old), matching.prefixes[0])
     is_same = not matching.differences and all(own.is_identical for own in met.pairs.values())
-    after = before if is_same and not isinstance(new, nn.Module) else diagnose(new)
-    left, right = (_by_name(own, prefix) for own, prefix in zip((before, after), matching.prefixes, strict=True))
+    right = left if is_same and not isinstance(new, nn.Module) else _by_name(diagnose(new), matching.prefixes[1])
     unread = {name: why for name, row in right.items() if name in left and (why := _unread(left[name], row, name, met))}
     small = vectors(*sides, matching)
     rows = judged_shifts(

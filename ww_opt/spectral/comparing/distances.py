@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Entries", "Pair", "pair"]
 
 _MOST_LEVELS = 256
 _N_LINES = 8
+_MOST_ROWS = 4096
 _NEARLY = 1 - 1e-6
 _LEAST = 8
 """Entries other than 0 that a line needs to tell whether it was rounded."""
@@ -45,9 +46,11 @@ class Pair:
         distance: ``||new - old|| / ||old||``, Frobenius; 0 or more.
         cosine: between the two as vectors, -1 to 1: 1 for a mere change of scale, 0 for two unrelated trainings.
         ratio: ``||new|| / ||old||``.
-        is_identical: every entry is the same number.
+        is_identical: every entry is the same number, or NaN on both sides.
         overshoot: mean of ``old / new`` where NEW stands at a limit (see :class:`Entries`): above 1 where it was
             clipped there, and not rounded.
+        reordered: share of the output channels that are others of OLD's, 0 to 1; looked for where the cosine is below
+            0.5.
         cast: the dtype to which casting OLD gives NEW, such as ``bfloat16``; empty: none.
         old, new: what their entries show.
     """
@@ -57,6 +60,7 @@ class Pair:
     ratio: float = math.nan
     is_identical: bool = False
     overshoot: float = math.nan
+    reordered: float = 0.0
     cast: str = ""
     old: Entries = Entries()
     new: Entries = Entries()
@@ -66,21 +70,29 @@ def pair(old: Tensor, new: Tensor) -> Pair:
     """Measure two stacks of matrices of one shape ``(k, rows, columns)``; in float64, on the CPU."""
     a, b = old.to("cpu", torch.float64), new.to("cpu", torch.float64)
     before = _entries(a)
-    if torch.equal(a, b):
-        return Pair(0.0, 1.0, 1.0, is_identical=True, old=before, new=before)
     norms = float(a.norm()), float(b.norm())
+    if torch.equal(a, b) or (math.isnan(norms[0]) and _is_same(a, b)):
+        own = (0.0, 1.0, 1.0) if math.isfinite(norms[0]) else (math.nan,) * 3
+        return Pair(*own, is_identical=True, old=before, new=before)
     after = _entries(b)
     if not all(map(math.isfinite, norms)) or norms[0] == 0:
         return Pair(old=before, new=after)
+    cosine = float((a * b).sum()) / (norms[0] * norms[1]) if norms[1] > 0 else math.nan
     return Pair(
         distance=float((b - a).norm()) / norms[0],
-        cosine=float((a * b).sum()) / (norms[0] * norms[1]) if norms[1] > 0 else math.nan,
+        cosine=cosine,
         ratio=norms[1] / norms[0],
         overshoot=_overshoot(a, b),
+        reordered=_reordered(a, b) if cosine < 0.5 else 0.0,
         cast=next((str(dtype).removeprefix("torch.") for dtype in _CASTS if torch.equal(a.to(dtype).to(a), b)), ""),
         old=before,
         new=after,
     )
+
+
+def _is_same(old: Tensor, new: Tensor) -> bool:
+    """Whether both hold the same numbers, NaN in the same places."""
+    return torch.equal(old.isnan(), new.isnan()) and torch.equal(old.nan_to_num(), new.nan_to_num())
 
 
 def _at_limit(size: Tensor) -> Tensor:
@@ -94,6 +106,15 @@ def _overshoot(old: Tensor, new: Tensor) -> float:
         return math.nan
     there = _at_limit(new.abs())
     return float((old[there] / new[there]).mean())
+
+
+def _reordered(old: Tensor, new: Tensor) -> float:
+    if old.shape[1] > _MOST_ROWS:
+        return 0.0
+    rows = [nn.functional.normalize(own.transpose(0, 1).flatten(1), dim=1) for own in (old, new)]
+    nearest = (rows[1] @ rows[0].T).max(dim=1)
+    is_other = nearest.indices != torch.arange(len(rows[0]))
+    return float(((nearest.values > 0.9) & is_other).double().mean())
 
 
 def _entries(stack: Tensor) -> Entries:

@@ -34,7 +34,7 @@ def judged_shifts(rows: Sequence[LayerShift], bands: Bands = BANDS, spread: Spre
     cosines, is_other = others_cosine(rows), is_other_training(rows)
     result = []
     for row in rows:
-        found = () if row.is_unchanged else breaks(row, cosines.get(row.name, math.nan), bands)
+        found = () if row.is_unchanged and row.new.is_analysed else breaks(row, cosines.get(row.name, math.nan), bands)
         unusual = () if row.is_unchanged else tuple(_unusual(row, is_other, spread))
         result.append(replace(row, breaks=found, stands_out=unusual, note=_note(row, bands)))
     return tuple(result)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ww_opt.spectral.reading.headers import Headers
 
-__all__ = ["Difference", "Matching", "match"]
+__all__ = ["Difference", "Matching", "match", "shape_of"]
 
 _N_ANCHORS = 24
 # what people and frameworks put in front of all names

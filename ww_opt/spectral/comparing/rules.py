@@ -77,13 +77,18 @@ def _zeroed(row: LayerShift, _bands: Bands) -> Break | None:
 
 def _replaced(row: LayerShift, others: float, bands: Bands) -> Break | None:
     own = row.pair.cosine
-    if row.role in (Role.HEAD, Role.ADAPTER) or not (own < bands.unrelated and others - own > bands.gap):
-        return None  # a new output layer is what fine-tuning begins with
+    if row.role is Role.ADAPTER or not (own < bands.unrelated and others - own > bands.gap):
+        return None
+    seen = f"has little in common with OLD (cosine {own:.2f}), while the other layers have (median {others:.2f})"
+    if row.pair.reordered > 0.5:
+        seen += f"; {row.pair.reordered:.0%} of its outputs are others of OLD's, so their order changed"
+    elif row.role is Role.HEAD:
+        seen += "; right only if the output layer was trained anew"
     return Break(
         Rule.REPLACED,
         Mark("cosine with OLD", own, bands.unrelated),
         Mark("cosine under the other layers' median", others - own, bands.gap),
-        f"has little in common with OLD (cosine {own:.2f}), while the other layers have (median {others:.2f})",
+        seen,
     )
 
 
