@@ -24,7 +24,7 @@ FLOORS_OF_SPECTRAL: tuple[tuple[str, ...], ...] = (
     ("reading",),
     ("measuring",),
     ("rules",),
-    ("diagnostics", "comparing", "terms"),
+    ("diagnostics", "comparing", "terms", "exponents"),
     ("scores",),
     ("advice",),
 )

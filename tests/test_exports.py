@@ -21,6 +21,7 @@ WINDOWS = (ww_opt, ww_opt.spectral)
 
 # What the documentation promises; a change here is a line in CHANGELOG.md.
 PROMISED = {
+    "BalanceSchedule",
     "FreezeSchedule",
     "LateEntry",
     "LateExamples",

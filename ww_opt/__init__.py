@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ww_opt.spectral.scores import score as score
     from ww_opt.study.picking import train_best as train_best
     from ww_opt.study.study import Study as Study
+    from ww_opt.training.balancing import BalanceSchedule as BalanceSchedule
     from ww_opt.training.dropout import add_dropout as add_dropout
     from ww_opt.training.freezing import FreezeSchedule as FreezeSchedule
     from ww_opt.training.judging import judge as judge
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "BalanceSchedule": "training.balancing",
     "FreezeSchedule": "training.freezing",
     "LateEntry": "training.late_entry",
     "LateExamples": "training.late_entry",

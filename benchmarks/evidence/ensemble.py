@@ -21,7 +21,7 @@ from ww_opt.training.labels import Label, by_layer
 from ww_opt.training.layerwise import LayerSettings, apply_dropout, parameter_groups
 from ww_opt.training.task import Task
 
-__all__ = ["Ensemble", "Look", "Settings"]
+__all__ = ["Ensemble", "Look", "Settings", "head_norms"]
 
 Settings = dict[str, LayerSettings]
 
@@ -140,6 +140,14 @@ class Ensemble:
         """Return the state dict of member ``k``, a copy."""
         stacked = {**self._parameters, **self._buffers}
         return {name: stacked[name][k].detach().clone() for name in self._skeleton.state_dict()}
+
+
+def head_norms(ensemble: Ensemble, batch: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return, per member, the norms of the gradient of one weight on a batch, in eval mode, and of the weight."""
+    ensemble._skeleton.eval()
+    weight = ensemble._parameters[name]
+    (gradient,) = torch.autograd.grad(ensemble._losses(batch).sum(), [weight])
+    return gradient.flatten(1).norm(dim=1), weight.detach().flatten(1).norm(dim=1)
 
 
 def _called(x: torch.Tensor, model: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -25,7 +25,18 @@ from ww_opt.training.layerwise import LayerSettings, layers, parameter_groups
 from ww_opt.training.run import train
 from ww_opt.training.task import Task, constant
 
-__all__ = ["FAULTS", "HEALTHY", "IN_ONE_LAYER", "JUDGED_TASKS", "OTHER_TASKS", "Planted", "plant", "plant_all", "units"]
+__all__ = [
+    "FAULTS",
+    "HEALTHY",
+    "IN_ONE_LAYER",
+    "IN_THE_NET",
+    "JUDGED_TASKS",
+    "OTHER_TASKS",
+    "Planted",
+    "plant",
+    "plant_all",
+    "units",
+]
 
 HEALTHY: Mapping[str, LayerSettings] = {
     "mlp_sgd_0": LayerSettings(lr=0.05, weight_decay=1e-3),
@@ -46,7 +57,11 @@ OTHER_TASKS = tuple(HEALTHY)[6:]
 """Tasks that the rules were only tried on, when they were made; the first two have norm layers."""
 IN_ONE_LAYER = ("lr x100", "lr 0", "weight decay x100", "huge entry", "frozen at init")
 """Faults that take a run of their own for every judged layer."""
-FAULTS = ("healthy", *IN_ONE_LAYER, "int4", "too little training", "wrong labels", "wrong labels later")
+IN_THE_NET = ("all lr x30", "all lr /30", "all weight decay x100", "a tenth of the data")
+"""Faults of the whole net, which take a run of their own."""
+FAULTS = (
+    "healthy", *IN_ONE_LAYER, "int4", *IN_THE_NET, "too little training", "wrong labels", "wrong labels later",
+)  # fmt: skip
 _FURTHER_STEPS = 100
 _AT_RANDOM = 0.9
 """Share of labels replaced by another of ten classes, after which the right one is as frequent as any."""
@@ -67,9 +82,9 @@ def plant(unit: Planted) -> list[Record]:
     torch.set_num_threads(1)
     torch.manual_seed(unit.seed)
     case = next(case for case in CASES if case.name == unit.case)
-    task = replace(_labelled_at_random(case) if unit.fault == "wrong labels" else case.task(), late_entry=None)
+    task = replace(_task(case, unit.fault), late_entry=None)
     model = task.build_model()
-    settings = dict.fromkeys((layer.name for layer in layers(model)), HEALTHY[unit.case])
+    settings = dict.fromkeys((layer.name for layer in layers(model)), _in_the_net(HEALTHY[unit.case], unit.fault))
     if unit.layer:
         settings[unit.layer] = _broken(settings[unit.layer], unit.fault)
     weight = model.get_parameter(f"{unit.layer}.weight") if unit.layer else None
@@ -109,6 +124,14 @@ def _made_of(unit: Planted, model: nn.Module, case: Case, loss: float) -> Iterat
     yield _record(unit._replace(fault="wrong labels later"), model, task, last.train_loss)
 
 
+def _task(case: Case, fault: str) -> Task:
+    if fault == "wrong labels":
+        return _labelled_at_random(case)
+    if fault == "a tenth of the data":
+        return replace(case, options={**case.options, "n_train": int(case.options["n_train"]) // 10}).task()
+    return case.task()
+
+
 def _labelled_at_random(case: Case) -> Task:
     return replace(case, options={**case.options, "label_noise": _AT_RANDOM}).task()
 
@@ -117,6 +140,13 @@ def _record(unit: Planted, model: nn.Module, task: Task, loss: float) -> Record:
     assert task.evaluate is not None
     accuracy = task.evaluate(model)
     return {**unit._asdict(), "loss": rounded(loss), "accuracy": accuracy, "rows": columns(diagnose(model))}
+
+
+def _in_the_net(own: LayerSettings, fault: str) -> LayerSettings:
+    """Settings of every layer where the fault is one of the whole net."""
+    lr = {"all lr x30": 30.0, "all lr /30": 1 / 30}.get(fault, 1.0) * (own.lr or 0.0)
+    decay = {"all weight decay x100": 100.0}.get(fault, 1.0) * (own.weight_decay or 0.0)
+    return replace(own, lr=lr, weight_decay=decay)
 
 
 def _broken(own: LayerSettings, fault: str) -> LayerSettings:
@@ -136,6 +166,7 @@ def units() -> list[Planted]:
             if seed < n_broken:
                 names = [row.name for row in judged(diagnose(case.task().build_model()))]
                 found += [Planted(case.name, fault, name, seed) for fault in IN_ONE_LAYER for name in names]
+                found += [Planted(case.name, fault, "", seed) for fault in IN_THE_NET]
     return found
 
 

@@ -6,23 +6,28 @@ afresh with seeds that no search saw, in the plain way, and only then is the sea
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import NamedTuple
+from statistics import fmean, median, stdev
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import click
 import optuna
 import torch
-from optuna.pruners import BasePruner, NopPruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
 from benchmarks.evidence.kept import DATA, Record, append, read, rounded
 from benchmarks.evidence.search import Sealed, plain_accuracy
 from benchmarks.evidence.tasks import CASES
-from ww_opt import Ranks, SpectralObjective, SpectralPruner, Study
+from ww_opt import SpectralObjective, SpectralPruner, Study
 from ww_opt.search.ranking import ranking
+from ww_opt.search.records import column
 from ww_opt.study.closing import closing
 from ww_opt.study.study import open_study, run
 
@@ -32,10 +37,28 @@ NAME = "pruned"
 TASKS = ("digits_adamw_40", "mlp_sgd_0", "mlp_sgd_40", "cnn_sgd_20", "mlp_adamw_20", "cnn_adamw_0")
 FRESH = (101, 102)
 """Seeds that picks are trained with."""
+
+
+class OnTrainingLoss(BasePruner):
+    """Optuna's ``MedianPruner`` where the training loss is what is reported, as whoever has no validation set does."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Ask it, with training losses for values."""
+        others = [_with_losses(own) for own in study.get_trials(deepcopy=False)]
+        shown: Any = SimpleNamespace(direction=StudyDirection.MINIMIZE, get_trials=lambda **_: others)
+        return MedianPruner().prune(shown, _with_losses(trial))
+
+
+def _with_losses(trial: FrozenTrial) -> FrozenTrial:
+    own = copy.copy(trial)
+    own.intermediate_values = {step: float(loss) for step, loss in column(trial, "train_loss").items()}
+    return own
+
+
 PRUNERS: Mapping[str, Callable[[], BasePruner]] = {
     "nothing": NopPruner,
     "SpectralPruner()": SpectralPruner,
-    "share 1/4": lambda: SpectralPruner(ranks=Ranks(share=1 / 4)),
+    "MedianPruner, training loss": OnTrainingLoss,
 }
 
 
@@ -48,9 +71,8 @@ class Pruned(NamedTuple):
 
 
 def units(n_seeds: int = 1) -> list[Pruned]:
-    """List the studies: with our pruner and without for each task, seed after seed."""
-    names = ("nothing", "SpectralPruner()")
-    return [Pruned(case, name, seed) for seed in range(n_seeds) for case in TASKS for name in names]
+    """List the studies: with each pruner and without for each task, seed after seed."""
+    return [Pruned(case, name, seed) for seed in range(n_seeds) for case in TASKS for name in PRUNERS]
 
 
 def search(unit: Pruned) -> Record:
@@ -93,15 +115,42 @@ def search_all(todo: Sequence[Pruned], folder: Path = DATA) -> Iterator[Record]:
 
 
 def report(folder: Path = DATA) -> str:
-    """Return the table of what was run: steps saved, and accuracy of the pick with seeds that no search saw."""
-    lines = [f"{'task':20}{'seed':>5}  {'pruner':20}{'saved':>6}{'seconds':>9}{'pick, %':>9}  rules"]
-    for own in sorted(read(NAME, folder), key=lambda own: (own["case"], own["seed"], own["pruner"] != "nothing")):
-        accuracy = 100 * fmean(own["tested"])
-        lines.append(
-            f"{own['case']:20}{own['seed']:5}  {own['pruner']:20}{own['saved']:6.0%}{own['seconds']:9.0f}"
-            f"{accuracy:9.1f}  {own['ended_by'] or ''}"
-        )
+    """Return tables: every study, and what each pruner saves and loses beside the same studies without one.
+
+    Accuracies are of picks trained with seeds that no search saw; intervals are of 95 %, over pairs of studies.
+    """
+    found = {Pruned(*(own[name] for name in Pruned._fields)): own for own in read(NAME, folder)}
+    pruners = [name for name in PRUNERS if name != "nothing"]
+    head = ("task", "seed", "pick without, %", *(f"{name}: saved, pick" for name in pruners))
+    lines = [_line(head), _line(["---"] * len(head))]
+    for case, _, seed in sorted(unit for unit in found if unit.pruner == "nothing"):
+        cells = []
+        for name in pruners:
+            own = found.get(Pruned(case, name, seed))
+            cells.append("" if own is None else f"{own['saved']:.0%}, {_accuracy(own):.1f}")
+        lines.append(_line((case, str(seed), f"{_accuracy(found[Pruned(case, 'nothing', seed)]):.1f}", *cells)))
+    for name in pruners:
+        pairs = [
+            (own["saved"], _accuracy(found[without]) - _accuracy(own))
+            for unit, own in found.items()
+            if unit.pruner == name and (without := unit._replace(pruner="nothing")) in found
+        ]
+        if len(pairs) > 1:
+            saved, lost = zip(*pairs, strict=True)
+            half = 1.96 * stdev(lost) / len(lost) ** 0.5
+            lines.append(
+                f"\n{name}, {len(pairs)} pairs: {fmean(saved):.0%} of the steps saved, {fmean(lost):.1f} ± {half:.1f} "
+                f"points lost, {median(lost):.1f} in the median"
+            )
     return "\n".join(lines)
+
+
+def _accuracy(record: Record) -> float:
+    return 100.0 * fmean(record["tested"])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""What a score has to beat: losses, norms, WeightWatcher, Twin, a validation split, chance."""
+"""What a score has to beat: losses, norms, prediction changes, WeightWatcher, Twin, a validation split, chance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from scipy.stats import rankdata
 
 from benchmarks.evidence.seen import Array, HeldOut, Index, Mask, Rule, Seen
 
-__all__ = ["RIVALS", "each", "quickshift", "twin", "twin_by_regime", "twin_by_threshold", "validation"]
+__all__ = [
+    "RIVALS",
+    "each",
+    "head_gradient",
+    "late_minimum",
+    "least_changes",
+    "quickshift",
+    "scaled_head_gradient",
+    "twin",
+    "twin_by_regime",
+    "twin_by_threshold",
+    "validation",
+]
 
 SEPARABLE = 0.01
 """Training loss, over the first, under which Twin's second rule takes the training data for separated."""
@@ -91,6 +103,44 @@ def _mean_log(parameters: Mapping[str, float], kind: str) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
+def _changes(run: Seen) -> Array:
+    """Label Wave's curve: predictions on the training set that changed, as a moving average over three looks."""
+    changed = run.probes[1:, 0]
+    return np.convolve(changed, np.full(3, 1 / 3), "valid") if len(changed) >= 3 else np.empty(0)
+
+
+def least_changes(run: Seen) -> float:
+    """Minus Label Wave's curve where it stops (arXiv 2502.07551): at its first minimum, or at the end."""
+    curve = _changes(run)
+    return -float(curve[_first_minimum(curve)]) if curve.size else math.nan
+
+
+def late_minimum(run: Seen) -> float:
+    """When Label Wave stops, as a share of what is seen: how long a run learns before it memorises."""
+    curve = _changes(run)
+    return _first_minimum(curve) / curve.size if curve.size else math.nan
+
+
+def _first_minimum(curve: Array) -> int:
+    rising = np.flatnonzero(np.diff(curve) > 0)
+    return int(rising[0]) if rising.size else curve.size - 1
+
+
+def _late_changes(run: Seen) -> float:
+    changed = run.probes[1:, 0]
+    return -float(changed[-max(len(changed) // 4, 1) :].mean()) if len(changed) else math.nan
+
+
+def head_gradient(run: Seen) -> float:
+    """Minus the log norm of the head's gradient on one training batch (arXiv 2601.16874)."""
+    return -math.log(max(run.probes[-1, 1], 1e-12)) if len(run.probes) else math.nan
+
+
+def scaled_head_gradient(run: Seen) -> float:
+    """The same over the norm of the head's weight: the paper's normalisation for classic convolutional nets."""
+    return head_gradient(run) + (math.log(run.probes[-1, 2]) if len(run.probes) else math.nan)
+
+
 def quickshift(points: Array, kernel: float = 0.5, max_distance: float = 1.0) -> Index:
     """Segment points ``[n, d]``: each follows its nearest neighbour of higher density (Vedaldi and Soatto, ECCV 2008).
 
@@ -126,6 +176,11 @@ RIVALS: Mapping[str, Rule] = MappingProxyType(
         "Twin, v1, Quickshift": twin,
         "Twin, v1, two classes": twin_by_threshold,
         "Twin, v2": twin_by_regime,
+        "Label Wave, least changes": each(least_changes),
+        "Label Wave, where it stops": each(late_minimum),
+        "prediction changes, last quarter": each(_late_changes),
+        "head gradient": each(head_gradient),
+        "head gradient over weight": each(scaled_head_gradient),
         "parameter norm": each(lambda run: -run.norm()),
         "WeightWatcher mean alpha": each(_mean_alpha),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ Index = NDArray[np.int64]
 Rule = Callable[[Sequence["Seen"]], Array]
 """Runs of one study -> how good each of them looks, higher is better, NaN last; it may compare them."""
 
-__all__ = ["Array", "HeldOut", "Index", "Mask", "Rule", "Seen", "Trial", "trials"]
+FREE = "free"
+"""Name of the file that holds the probes."""
+
+__all__ = ["FREE", "Array", "HeldOut", "Index", "Mask", "Rule", "Seen", "Trial", "trials"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Seen:
         states: what was kept at the diagnosed looks so far, by percent.
         held_out: judgements on examples that are held out so far, by percent: the cohorts of a late run, or the
             validation pool of a holdout run.
+        probes: share of training predictions that changed since the look before, norm of the head's gradient on a
+            batch, and of its weight, ``[looks, 3]``; no looks where they were not kept.
     """
 
     percent: int
@@ -68,6 +73,7 @@ class Seen:
     curve: Array
     states: Mapping[int, Record]
     held_out: Mapping[int, HeldOut]
+    probes: Array = field(default_factory=lambda: np.empty((0, 3)))
 
     def diagnosis(self, percent: int | None = None) -> Diagnosis:
         """Return the rows at a look, the present one by default."""
@@ -142,12 +148,18 @@ class Trial:
 
 def trials(name: str, kind: str, n_epochs: float, folder: Path = DATA) -> list[Trial]:
     """Read a task's runs of one kind, by number and seed."""
-    found = [_trial(record, n_epochs) for record in read(name, folder) if record["kind"] == kind]
+    free = {own["configuration"]: own["looks"] for own in read(FREE, folder) if own["case"] == name}
+    found = [
+        _trial(record, n_epochs, free.get(record["configuration"], ()) if kind == "base" else ())
+        for record in read(name, folder)
+        if record["kind"] == kind
+    ]
     return sorted(found, key=lambda trial: (trial.number, trial.seed))
 
 
-def _trial(record: dict[str, Any], n_epochs: float) -> Trial:
+def _trial(record: dict[str, Any], n_epochs: float, free: Sequence[Sequence[float | None]]) -> Trial:
     curve = np.array([[np.nan if value is None else value for value in look] for look in record["curve"]])
+    probes = np.array([[np.nan if value is None else value for value in look] for look in free]).reshape(-1, 4)
     states = {int(percent): state for percent, state in record["states"].items()}
     held_out = {int(percent): HeldOut.of(own) for percent, own in record["held_out"].items()}
     seen = {}
@@ -160,6 +172,7 @@ def _trial(record: dict[str, Any], n_epochs: float) -> Trial:
             curve=so_far,
             states={key: value for key, value in states.items() if key <= percent},
             held_out={key: value for key, value in held_out.items() if key <= percent},
+            probes=probes[probes[:, 0] <= curve[-1, 0] * percent / 100, 1:],
         )
     test = {int(percent): float(value) for percent, value in record["test"].items()}
     return Trial(record["configuration"], record["kind"], record["seed"], seen, test)

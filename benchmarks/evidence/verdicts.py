@@ -28,17 +28,22 @@ RIGHT: Mapping[str, Cause] = {
     "huge entry": Cause.HUGE_ENTRY,
     "int4": Cause.ROUNDED,
     "too little training": Cause.TOO_LITTLE_TRAINING,
+    "all lr x30": Cause.RATE_TOO_HIGH,
+    "all lr /30": Cause.TOO_LITTLE_TRAINING,
+    "all weight decay x100": Cause.DECAY_TOO_HIGH,
 }
-"""What should be suggested; of wrong labels and of healthy runs nothing can be."""
-_LITTLE = frozenset({"lr 0", "frozen at init", "too little training"})
+"""What should be suggested; of wrong labels, too few examples and healthy runs nothing can be."""
+_LITTLE = frozenset({"lr 0", "frozen at init", "too little training", "all lr /30"})
 SPEAKS_FOR: Mapping[Finding, frozenset[str]] = {
     Finding.QUANTISED: frozenset({"int4"}),
-    Finding.TRAP: frozenset({"huge entry", "lr x100"}),
-    Finding.RANK_COLLAPSE: frozenset({"lr x100", "weight decay x100"}),
-    Finding.OVER_TRAINED: frozenset({"lr x100", "weight decay x100", "huge entry"}),
-    Finding.OVERGROWN: frozenset({"lr x100"}),
-    Finding.SHRUNK: frozenset({"weight decay x100"}),
-    Finding.ODD_SCALE: frozenset({"lr x100", "weight decay x100"}),
+    Finding.TRAP: frozenset({"huge entry", "lr x100", "all lr x30"}),
+    Finding.RANK_COLLAPSE: frozenset({"lr x100", "weight decay x100", "all lr x30", "all weight decay x100"}),
+    Finding.OVER_TRAINED: frozenset(
+        {"lr x100", "weight decay x100", "huge entry", "all lr x30", "all weight decay x100"}
+    ),
+    Finding.OVERGROWN: frozenset({"lr x100", "all lr x30"}),
+    Finding.SHRUNK: frozenset({"weight decay x100", "all weight decay x100"}),
+    Finding.ODD_SCALE: frozenset({"lr x100", "weight decay x100", "all lr x30", "all weight decay x100"}),
     Finding.MOVED_LITTLE: _LITTLE,
     Finding.UNDER_TRAINED: _LITTLE,
     Finding.HEAVY_TAIL: frozenset(),

@@ -82,7 +82,12 @@ class TestFaults:
     def test_what_is_kept_is_not_trained_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(planting, "N_SEEDS", 1)
         units = planting.units()
-        assert {unit.fault for unit in units} == {"healthy", "wrong labels", *planting.IN_ONE_LAYER}
+        assert {unit.fault for unit in units} == {
+            "healthy",
+            "wrong labels",
+            *planting.IN_ONE_LAYER,
+            *planting.IN_THE_NET,
+        }
         assert len({unit.layer for unit in units}) == 4  # three judged layers, and none
         assert set(RIGHT) < set(FAULTS)
         kept.append("faults", [unit._asdict() for unit in units[1:]], tmp_path)

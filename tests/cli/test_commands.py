@@ -608,6 +608,58 @@ class TestAnalyze:
         assert "Nothing was learnt" not in out
         assert [row["suggestions"] for row in json.loads(ww("analyze", "learnt.pt", "--json").out)] == [[]] * 4
 
+    @pytest.fixture
+    def trapped(self) -> Path:
+        """Three layers, of which the last hidden one has exploded entries."""
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 3))
+        with torch.no_grad():
+            for layer in model[:3]:
+                u, v = (torch.linalg.qr(torch.randn(64, 12))[0] for _ in range(2))
+                layer.weight += (u * torch.linspace(3.0, 1.0, 12)) @ v.T
+            model[2].weight[torch.arange(6), torch.arange(6)] = 40.0
+        torch.save(model.state_dict(), "trapped.pt")
+        return Path("trapped.pt")
+
+    @staticmethod
+    def names(answer: Answer) -> list[str]:
+        lines = answer.out.split("\n\n")[0].splitlines()[2:]
+        return [line.split()[0] for line in lines if re.match(r"\s*\d ", line)]
+
+    def test_what_needs_attention_stands_first(self, ww: Runner, trapped: Path) -> None:
+        assert self.names(ww("analyze", trapped)) == ["2", "0", "1", "3"]
+        assert self.names(ww("analyze", trapped, "--in-order")) == ["0", "1", "2", "3"]
+        assert [row["name"] for row in json.loads(ww("analyze", trapped, "--json").out)] == ["0", "1", "2", "3"]
+
+    def test_some_layers_alone(self, ww: Runner, trapped: Path) -> None:
+        assert self.names(ww("analyze", trapped, "--layers", "[01]", "--layers", "3")) == ["0", "1", "3"]
+        assert self.names(ww("analyze", trapped, "--min-width", 64)) == ["2", "0", "1"]
+        assert self.names(ww("analyze", trapped, "--kind", "linear", "--layers", "1")) == ["1"]
+        whole, some = (
+            json.loads(ww("analyze", trapped, "--json", *own).out) for own in ((), ("--layers", "1", "--layers", "3"))
+        )
+        assert [own["alpha"] for own in some] == [whole[1]["alpha"], whole[3]["alpha"]]
+        assert some[1]["role"] == "HEAD", "roles are told from all layers"
+
+    def test_no_layer_of_that_name(self, ww: Runner, trapped: Path) -> None:
+        answer = ww("analyze", trapped, "--layers", "encoder.*")
+        assert answer.code == 2
+        assert "none is; the first of them: 0 (linear, 64 wide)" in answer.err
+
+    def test_a_domain_says_how_far_alphas_are_off(self, ww: Runner, trapped: Path) -> None:
+        out = " ".join(ww("analyze", trapped, "--domain", "language").out.split())
+        assert out.startswith("layer shape alpha off D")
+        assert "off: alpha beyond 3 to 4. Of 3 judged layers" in out
+        answer = ww("analyze", trapped, "--domain", "audio")
+        assert answer.code == 2
+        assert "vision" in answer.err
+
+    def test_figures(self, ww: Runner, trapped: Path) -> None:
+        answer = ww("analyze", trapped, "--plot", "figures", "--layers", "[02]")
+        assert answer.code == 0
+        assert "3 figures in figures" in answer.err
+        assert sorted(path.name for path in Path("figures").iterdir()) == ["000-0.png", "001-2.png", "layers.png"]
+
     @pytest.mark.parametrize("source", ["tests.tiny:build_model", f"{TINY}:build_model"])
     def test_a_function_that_builds_a_model(self, ww: Runner, source: str) -> None:
         answer = ww("analyze", source)

@@ -251,9 +251,12 @@ class TestSpectrum:
 class TestLayers:
     def test_every_layer_has_a_row(self, model: nn.Module) -> None:
         diagnosis = diagnose(model)
-        alphas, shares = drawn(layers_figure(diagnosis)).axes
+        alphas, distances, shares = drawn(layers_figure(diagnosis)).axes
         fitted = [(row.alpha, place) for place, row in enumerate(diagnosis) if not math.isnan(row.alpha)]
         assert [tuple(line.get_xydata()[0]) for line in alphas.lines] == fitted
+        assert [float(line.get_xdata()[0]) for line in distances.lines] == [
+            row.D for row in diagnosis if math.isfinite(row.D)
+        ]
         low, high = alphas.collections[0].get_segments()[0][:, 0]
         assert (low, high) == pytest.approx(
             (fitted[0][0] - diagnosis.rows[0].sigma, fitted[0][0] + diagnosis.rows[0].sigma)
@@ -282,11 +285,11 @@ class TestLayers:
         (line,) = figure.axes[0].lines
         assert line.get_marker() == marker
         words = [finding.label for finding in findings]
-        assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == [", ".join(words)]
+        assert [label.get_text() for label in figure.axes[2].get_yticklabels()] == [", ".join(words)]
         assert figure.get_suptitle() == "1 layer: " + ", ".join(f"1 {word}" for word in words)
 
     def test_weightwatchers_convention_counts_no_spikes(self, model: nn.Module) -> None:
-        shares = drawn(layers_figure(diagnose(model, convention="weightwatcher"))).axes[1]
+        shares = drawn(layers_figure(diagnose(model, convention="weightwatcher"))).axes[2]
         assert len(shares.patches) == 0
         assert "not counted in this convention" in shares.get_title(loc="left")
 

@@ -9,7 +9,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ww_opt.reporting.terminal import are_shares, command_line, layer_table, legend, number, settings_table
+from ww_opt.reporting.terminal import (
+    are_shares,
+    command_line,
+    in_network_order,
+    layer_table,
+    legend,
+    number,
+    settings_table,
+)
 
 if TYPE_CHECKING:
     from ww_opt.study.closing import Closing, TestAccuracy
@@ -35,7 +43,8 @@ def closing_text(result: Closing, settings: Mapping[str, Any]) -> str:
     parts = [*alarms, head, *textwrap.wrap(result.meaning, _WIDTH), "", settings_table(settings)]
     if result.look is not None and result.look.layers:
         layers = result.look.layers
-        parts += ["", "Its layers", "", layer_table(layers), *([words] if (words := legend(layers)) else [])]
+        words = legend(layers)
+        parts += ["", "Its layers", "", layer_table(in_network_order(layers)), *([words] if words else [])]
     parts += ["", f"{counts}; {_pruning(result)}."]
     if not math.isnan(result.look_share):
         parts.append(f"Looks took {result.look_share:.1%} of the training time.")

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,22 +84,33 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def layer_table(rows: Iterable[Any]) -> str:
-    """Tabulate layers, from a diagnosis or from a trial's record."""
+def layer_table(rows: Iterable[Any], off: Callable[[Any], float | None] | None = None) -> str:
+    """Tabulate layers in the order given, from a diagnosis or from a trial's record.
+
+    Args:
+        rows: of the layers.
+        off: a further column behind alpha: how far it lies from what is usual, ``None`` where that is not asked.
+    """
+    beside = () if off is None else ("off",)
     return table(
-        ("layer", "shape", "alpha", "D", "spikes", "traps", "rank loss", "finding"),
+        ("layer", "shape", "alpha", *beside, "D", "spikes", "traps", "rank loss", "finding"),
         [
             (
                 row.name,
                 f"{row.N}x{row.M}" if row.M else "-",
                 row.alpha,
+                *(() if off is None else (_signed(off(row)),)),
                 row.D,
                 *((row.spikes, row.traps, row.rank_loss) if row.n_eigenvalues else (None,) * 3),
                 _labels(row),
             )
-            for row in in_network_order(rows)
+            for row in rows
         ],
     )
+
+
+def _signed(value: float | None) -> str | None:
+    return None if value is None or math.isnan(value) else f"{value:+.2f}" if value else "0"
 
 
 def _names(row: Any) -> list[str]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ww_opt.spectral.comparing.shifts import Comparison as Comparison
     from ww_opt.spectral.comparing.shifts import LayerShift as LayerShift
     from ww_opt.spectral.diagnostics import diagnose as diagnose
+    from ww_opt.spectral.exponents import hill_alphas as hill_alphas
     from ww_opt.spectral.findings import Finding as Finding
     from ww_opt.spectral.findings import Role as Role
     from ww_opt.spectral.findings import Status as Status
@@ -36,6 +37,7 @@ _HOME = {
     "compare": "comparing.comparison",
     "diagnose": "diagnostics",
     "fit_power_law": "measuring.fits",
+    "hill_alphas": "exponents",
     "score": "scores",
     "suggestions": "advice",
 }

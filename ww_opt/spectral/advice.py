@@ -13,12 +13,12 @@ from enum import Enum
 
 import numpy as np
 
-from ww_opt.spectral.findings import Finding, Role, Status
+from ww_opt.spectral.findings import CALLS_TO_ACT, Finding, Role, Status
 from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
 from ww_opt.spectral.rules import has_lost_rank, scale_ratios
 from ww_opt.spectral.scores import judged
 
-__all__ = ["CANNOT_TELL", "SIGNS", "Cause", "Signs", "Suggestion", "nothing_learnt", "suggestions"]
+__all__ = ["CANNOT_TELL", "SIGNS", "Cause", "Signs", "Suggestion", "by_attention", "nothing_learnt", "suggestions"]
 
 CANNOT_TELL = (
     "Weights say how much was learnt, not whether it was right: a net trained on wrong labels looks like one trained "
@@ -129,6 +129,30 @@ def suggestions(diagnosis: Diagnosis, signs: Signs = SIGNS) -> tuple[Suggestion,
     if whole:
         found.append(Suggestion(Cause.TOO_LITTLE_TRAINING, (), whole))
     return tuple(sorted(found, key=lambda item: -item.likelihood))
+
+
+def by_attention(diagnosis: Diagnosis, said: Sequence[Suggestion]) -> tuple[LayerDiagnostics, ...]:
+    """Sort layers by what needs attention; of equals the model's order is kept.
+
+    First those that are broken, then those a suggestion names, the likeliest first, then those with a finding that
+    calls to act; then the judged ones, and last those that no score looks at.
+
+    Args:
+        diagnosis: a model's.
+        said: what :func:`suggestions` says of it.
+    """
+    likelihoods = {name: own.likelihood for own in sorted(said, key=lambda own: own.likelihood) for name in own.layers}
+
+    def rank(row: LayerDiagnostics) -> tuple[int, float]:
+        if _is_broken(row):
+            return 0, 0.0
+        if row.name in likelihoods:
+            return 1, -likelihoods[row.name]
+        if CALLS_TO_ACT.intersection(row.findings):
+            return 2, 0.0
+        return 3 if row.is_judged else 4, 0.0
+
+    return tuple(sorted(diagnosis, key=rank))
 
 
 def _is_broken(row: LayerDiagnostics) -> bool:

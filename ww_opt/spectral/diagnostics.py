@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from ww_opt.spectral.reading.weights import LayerWeight, Source, read
 from ww_opt.spectral.rows import Convention, Diagnosis, LayerDiagnostics
 from ww_opt.spectral.rules import with_findings
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "diagnose_some"]
 
 XMIN_SEARCH = 1.2
 """Factor by which the search for xmin widens the spread of alpha: on exact Pareto samples, n = 50-1000 and alpha 2-4.5,
@@ -61,18 +61,34 @@ def diagnose(
     known, whole = _MEMORY.of(source), fingerprint(source)
     if whole is not None and known.get(options, (None, None))[0] == whole:
         return Diagnosis(known[options][1], convention, known[options][2])
+    found = diagnose_some(source, options)
+    known[options] = (whole, found.rows, found.note)
+    return found
+
+
+def diagnose_some(source: Source, options: Options, only: Callable[[LayerWeight], bool] | None = None) -> Diagnosis:
+    """As :func:`diagnose`, of the layers that ``only`` wants; what the others are measured by is not even read.
+
+    Roles are told from all layers; findings that compare layers compare those that were measured.
+
+    Raises:
+        ValueError: no layer is wanted; the message names some that there are.
+    """
     reading = read(source)
-    rows, note = _rows(reading.weights, options, known, n_bytes(source))
+    rows, note = _rows(reading.weights, options, _MEMORY.of(source), n_bytes(source), only)
     note = "; ".join(filter(None, (f"read from the checkpoint's {reading.where}" if reading.where else "", note)))
-    known[options] = (whole, rows, note)
-    return Diagnosis(rows, convention, note)
+    return Diagnosis(rows, options.convention, note)
 
 
 _MEMORY = Memory()
 
 
 def _rows(
-    weights: Iterable[LayerWeight], options: Options, known: dict[object, Any], total: int | None
+    weights: Iterable[LayerWeight],
+    options: Options,
+    known: dict[object, Any],
+    total: int | None,
+    only: Callable[[LayerWeight], bool] | None,
 ) -> tuple[tuple[LayerDiagnostics, ...], str]:
     """Measure what is not known yet, layers in parallel, fit all of it together, and say what each layer is."""
     # layers that share one stream of random numbers depend on their neighbours: one after the other, none left out
@@ -81,6 +97,7 @@ def _rows(
     rows: list[LayerDiagnostics | None] = []
     listed: list[tuple[str, str, tuple[object, ...] | None]] = []
     unsettled: list[Unsettled] = []
+    left_out: set[int] = set()
 
     def unknown() -> Iterator[tuple[int, LayerWeight]]:
         for place, weight in enumerate(weights):
@@ -90,7 +107,9 @@ def _rows(
             rows.append(row if is_known else None)
             listed.append((weight.note, weight.parameter, version))
             unsettled.append(Unsettled(weight.kind, weight.role, _width(weight), weight.facts))
-            if not is_known:
+            if only is not None and not only(weight):
+                left_out.add(place)
+            elif not is_known:
                 yield place, weight
 
     def visit(batch: list[tuple[int, LayerWeight]]) -> list[tuple[int, Measured]]:
@@ -105,17 +124,28 @@ def _rows(
     release()
     measured = [item for batch in visited for item in batch]
     fits = iter(fit_power_laws([sample for _, item in measured for sample in item.samples]))
-    for place, item in measured:
-        rows[place] = _row(item, [next(fits) for _ in item.samples], options.convention)
-    settled = settle(unsettled)
-    whole = []
-    complete = [row for row in rows if row is not None]
-    for row, (own, parameter, _), verdict in zip(complete, listed, settled.verdicts, strict=True):
+    if left_out and len(left_out) == len(rows):
+        raise ValueError(
+            f"At least one of the model's {len(rows)} layers must be wanted, but none is; the first of them: "
+            f"{', '.join(f'{item.facts.path} ({item.kind}, {item.width} wide)' for item in unsettled[:5])}."
+        )
+    settled = settle(tuple(unsettled))
+    told: list[dict[str, Any]] = []
+    for (own, parameter, _), verdict in zip(listed, settled.verdicts, strict=True):
         note = "; ".join(text for text in (own, verdict.note) if text)
-        is_same = (row.role, row.note, row.parameter) == (verdict.role, note, parameter)
-        whole.append(row if is_same else replace(row, role=verdict.role, note=note, parameter=parameter))
+        told.append({"role": verdict.role, "note": note, "parameter": parameter})
+    for place, item in measured:
+        rows[place] = _row(item, [next(fits) for _ in item.samples], options.convention, told[place])
+    whole, versions = [], []
+    for place, row in enumerate(rows):
+        if row is None or place in left_out:
+            continue
+        versions.append(listed[place][2])
+        is_same = all(getattr(row, name) == value for name, value in told[place].items())
+        whole.append(row if is_same else replace(row, **told[place]))
     found = with_findings(whole) if options.convention == "default" else tuple(whole)
-    known.update({(options, row.name): (own[2], row) for row, own in zip(found, listed, strict=True) if own[2]})
+    if only is None:
+        known.update({(options, row.name): (own, row) for row, own in zip(found, versions, strict=True) if own})
     return found, settled.note
 
 
@@ -139,13 +169,14 @@ def _n_bytes(weight: LayerWeight) -> int:
     return 0 if weight.matrices is None else weight.matrices.numel() * weight.matrices.element_size()
 
 
-def _row(item: Measured, fits: list[PowerLawFit], convention: Convention) -> LayerDiagnostics:
-    """Join what was measured with the fits of its samples, and say what follows from both."""
+def _row(item: Measured, fits: list[PowerLawFit], convention: Convention, told: Mapping[str, Any]) -> LayerDiagnostics:
+    """Join what was measured with the fits of its samples and what is ``told`` of it, and say what follows."""
+    columns = {**item.columns, **told}
     if not fits:
-        return LayerDiagnostics(**item.columns, findings=(Finding.NOT_FITTED,))
+        return LayerDiagnostics(**columns, findings=(Finding.NOT_FITTED,))
     good = [fit for fit in fits if fit.status is Status.SUCCESS]
     fitted = _fit_columns(item, good, convention) if good else {"fit_status": fits[0].status.value}
-    row = LayerDiagnostics(**item.columns, **fitted)
+    row = LayerDiagnostics(**columns, **fitted)
     if convention == "weightwatcher":
         return replace(row, findings=_findings_of_alpha(row), extra=frame_columns(row))
     return row  # findings follow from all rows together

@@ -6,7 +6,7 @@ call. What is NaN or infinite is not drawn; where nothing is left to draw, a sen
 
 from ww_opt.reporting.plots.data import data_figure
 from ww_opt.reporting.plots.layers import layers_figure
-from ww_opt.reporting.plots.spectrum import spectrum_figure
+from ww_opt.reporting.plots.spectrum import spectrum_figure, weight_figure
 from ww_opt.reporting.plots.study import study_figure
 
-__all__ = ["data_figure", "layers_figure", "spectrum_figure", "study_figure"]
+__all__ = ["data_figure", "layers_figure", "spectrum_figure", "study_figure", "weight_figure"]

@@ -1,4 +1,4 @@
-"""All layers of a model: alpha, spikes and what was found."""
+"""All layers of a model: alpha, its fit, spikes and what was found."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _MARKERS = {
     Finding.HEAVY_TAIL: ("v", Colour.SKY),
 }
 _PLAIN = ("o", Colour.BLUE)
+_D_OF_NOISE = (0.13, 0.19)
 
 
 def layers_figure(diagnosis: Diagnosis) -> Figure:
-    """Draw alpha with its standard error, the share of spikes and the findings of every layer, in the model's order.
+    """Draw alpha with its standard error, D, the share of spikes and the findings of every layer, in the rows' order.
 
     A layer without a fit has no point; its status says why. The share of spikes is that of the eigenvalues.
 
@@ -41,8 +42,9 @@ def layers_figure(diagnosis: Diagnosis) -> Figure:
     if not rows:
         raise ValueError("A figure needs at least 1 layer, but the diagnosis has 0 rows: diagnose a model with layers.")
     figure = blank_figure(_story(rows), height=1.8 + 0.3 * len(rows))
-    alphas, shares = figure.subplots(1, 2, width_ratios=[2.2, 1.0])
+    alphas, distances, shares = figure.subplots(1, 3, width_ratios=[2.2, 0.8, 1.0])
     _draw_alphas(titled(alphas, "Alpha, with its standard error"), rows)
+    _draw_distances(titled(distances, "D: distance of the fit"), rows)
     if diagnosis.convention == "default":
         _draw_shares(titled(shares, "Spikes, of all eigenvalues"), rows)
     else:
@@ -50,7 +52,8 @@ def layers_figure(diagnosis: Diagnosis) -> Figure:
     shares.yaxis.tick_right()
     alphas.set_yticks(range(len(rows)), [f"{row.name}  {row.N} x {row.M}" for row in rows], parse_math=False)
     shares.set_yticks(range(len(rows)), [", ".join(_words(row)) for row in rows], parse_math=False)
-    for axes in (alphas, shares):
+    distances.set_yticks([])
+    for axes in (alphas, distances, shares):
         axes.set_ylim(len(rows) - 0.5, -1.6)
         axes.tick_params(axis="y", length=0)
     return figure
@@ -81,6 +84,16 @@ def _draw_alphas(axes: Axes, rows: Sequence[LayerDiagnostics]) -> None:
         marker, colour = next((look for finding, look in _MARKERS.items() if finding in row.findings), _PLAIN)
         axes.hlines(place, max(row.alpha - row.sigma, 1.0), row.alpha + row.sigma, color=colour, linewidth=2, alpha=0.5)
         axes.plot(row.alpha, place, marker, color=colour, markersize=8)
+
+
+def _draw_distances(axes: Axes, rows: Sequence[LayerDiagnostics]) -> None:
+    found = [(row.D, place) for place, row in enumerate(rows) if math.isfinite(row.D)]
+    axes.set_xlim(0.0, max([0.25, *(1.1 * D for D, _ in found)]))
+    axes.axvspan(*_D_OF_NOISE, color=Colour.PALE, zorder=0, linewidth=0)
+    note(axes, (sum(_D_OF_NOISE) / 2, -1.05), "noise has\nas much", (0, 0), ha="center")
+    for D, place in found:
+        axes.hlines(place, 0.0, D, color=Colour.FAINT, linewidth=1.2)
+        axes.plot(D, place, "o", color=Colour.BLUE, markersize=5)
 
 
 def _draw_shares(axes: Axes, rows: Sequence[LayerDiagnostics]) -> None:

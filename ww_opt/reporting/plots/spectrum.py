@@ -17,7 +17,7 @@ from ww_opt.spectral.measuring.spectra import centred_eigenvalues, eigenvalues, 
 from ww_opt.spectral.reading.weights import LayerWeight, Source, named_weights
 from ww_opt.spectral.rows import LayerDiagnostics
 
-__all__ = ["spectrum_figure"]
+__all__ = ["spectrum_figure", "weight_figure"]
 
 _SMALLEST = 1e-4
 """Eigenvalues under this share of the largest are not drawn: they would fill half of a logarithmic axis."""
@@ -39,7 +39,12 @@ def spectrum_figure(source: Source, layer: str) -> Figure:
         ValueError: no layer has this name; the message lists those there are.
         FileNotFoundError, TypeError: the source is no model, as in a diagnosis.
     """
-    weight = _named(source, layer)
+    return weight_figure(_named(source, layer))
+
+
+def weight_figure(weight: LayerWeight) -> Figure:
+    """As :func:`spectrum_figure`, of a layer's weight as it was read."""
+    layer = weight.name
     [measured] = measure([weight], Options(), np.random.RandomState(0))
     row = LayerDiagnostics(**measured.columns)
     fits = fit_power_laws(measured.samples)

@@ -36,6 +36,7 @@ from ww_opt.spectral.reading.matrices import (
     version_of,
     wrapper_prefix,
 )
+from ww_opt.spectral.reading.norms import Normed, holder
 from ww_opt.spectral.reading.roles import Facts, Verdict, role_of
 
 __all__ = ["module_rows"]
@@ -78,7 +79,7 @@ def _join(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
-def module_rows(model: nn.Module) -> Iterator[LayerWeight]:
+def module_rows(model: nn.Module, normed: Normed) -> Iterator[LayerWeight]:
     """List the weights of a module; see :func:`ww_opt.spectral.reading.weights.named_weights`."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     prefix = wrapper_prefix(parameters)
@@ -100,7 +101,8 @@ def module_rows(model: nn.Module) -> Iterator[LayerWeight]:
                 piece = replace(piece, note="; ".join(filter(None, (f"tied with {', '.join(others)}", piece.note))))
         is_frozen = trained.isdisjoint((*piece.parameters, *piece.trained_by, *others))
         is_frozen = is_frozen and not hasattr(piece.place.module, _TRAINED)
-        yield from _piece_rows(piece, prefix, is_frozen, tuple(others))
+        follows = normed(holder(piece.parameters[0]) if piece.parameters else piece.place.path)
+        yield from _piece_rows(piece, prefix, (is_frozen, follows), tuple(others))
 
 
 def _is_matrix(name: str, parameter: Tensor) -> bool:
@@ -108,7 +110,11 @@ def _is_matrix(name: str, parameter: Tensor) -> bool:
     return not name.endswith("bias") if is_lazy(parameter) else parameter.ndim >= 2
 
 
-def _piece_rows(piece: _Piece, prefix: str, is_frozen: bool, ties: tuple[str, ...]) -> Iterator[LayerWeight]:
+def _piece_rows(
+    piece: _Piece, prefix: str, known: tuple[bool, bool | None], ties: tuple[str, ...]
+) -> Iterator[LayerWeight]:
+    """Rows of one weight; ``known``: whether it is frozen, and whether a norm follows it."""
+    is_frozen, normed = known
     place, tensor, status, note = piece.place, piece.tensor, Status.SUCCESS, piece.note
     if tensor is not None and is_lazy(tensor):
         tensor, status, note = None, Status.EMPTY, "not initialised yet: pass one batch through the model first"
@@ -141,6 +147,7 @@ def _piece_rows(piece: _Piece, prefix: str, is_frozen: bool, ties: tuple[str, ..
         facts=facts,
         note="; ".join(filter(None, (note, verdict.note))),
         version=None if piece.tensor is None else version_of(piece.tensor),
+        normed=normed,
     )
     if tensor is None:
         yield row
@@ -162,11 +169,12 @@ def _shape(value: object) -> tuple[int, ...] | None:
 
 def _pieces(model: nn.Module) -> Iterator[_Piece]:
     """All weights in module order, each parameter once by name; nothing is read yet."""
-    indices = {id(module): index for index, module in enumerate(model.modules())}
+    named = list(model.named_modules())
+    indices = {id(module): index for index, (_, module) in enumerate(named)}
     done: set[str] = set()
     below: dict[str, Verdict] = {}
     owners: dict[str, str] = {}
-    for path, module in model.named_modules():
+    for path, module in named:
         place = _Place(path, owners.get(path, path), module, indices[id(module)])
         if "base_layer" in module._modules:
             owners[place.full("base_layer")] = path

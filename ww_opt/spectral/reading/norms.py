@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ww_opt.spectral.reading.matrices import LayerWeight
-
-__all__ = ["norms_of_module", "norms_of_state", "with_norms"]
+__all__ = ["Normed", "holder", "norms_of_module", "norms_of_state"]
 
 Normed = Callable[[str], "bool | None"]
+"""Name of the module that holds a weight -> whether a norm follows it; ``None``: not known."""
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # what multiplies its output by c where its input is multiplied by c > 0
@@ -34,11 +32,9 @@ _NORM_NAME = re.compile(r"(^|_)(bn|ln|gn)(_?\d+)?($|_)|norm", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+$")
 
 
-def with_norms(rows: Iterable[LayerWeight], normed: Normed) -> Iterator[LayerWeight]:
-    """Say of each row whether a norm follows it; ``normed`` is asked with the name of the module that holds it."""
-    for row in rows:
-        owner = row.parameter.partition("+")[0].rpartition(".")[0].partition(".parametrizations")[0]
-        yield replace(row, normed=normed(owner))
+def holder(parameter: str) -> str:
+    """Name of the module that holds a parameter: what ``Normed`` is asked with."""
+    return parameter.rpartition(".")[0].partition(".parametrizations")[0]
 
 
 def norms_of_module(model: nn.Module) -> Normed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ww_opt.spectral.findings import NARROW, Role
 from ww_opt.spectral.reading.heads import Layer, find_heads
@@ -101,8 +102,9 @@ def _bare(facts: Facts) -> Verdict:
     return Verdict(Role.UNSURE, "a bare parameter: whether a layer multiplies with it cannot be told")
 
 
-def settle(weights: Sequence[Unsettled]) -> Settled:
-    """Find the output layers and the frozen ones; a matter of names, shapes and flags, so it costs no time."""
+@lru_cache(maxsize=16)
+def settle(weights: tuple[Unsettled, ...]) -> Settled:
+    """Find the output layers and the frozen ones: a matter of names, shapes and flags, told once for each net."""
     tied = [weight.role is Role.EMBEDDING and _has_output_tie(weight.facts.ties) for weight in weights]
     layers = [
         Layer(

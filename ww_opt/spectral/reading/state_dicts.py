@@ -24,6 +24,7 @@ from ww_opt.spectral.reading.matrices import (
     wrapper_prefix,
 )
 from ww_opt.spectral.reading.names import is_adapter_part, is_embedding
+from ww_opt.spectral.reading.norms import Normed, holder
 from ww_opt.spectral.reading.roles import Facts, Verdict, role_of
 
 __all__ = ["state_rows", "tensor_in"]
@@ -62,7 +63,7 @@ class _Entry:
         return self.keys[0].removesuffix(self.leaf)
 
 
-def state_rows(state: Mapping[str, Any], *, is_transient: bool = False) -> Iterator[LayerWeight]:
+def state_rows(state: Mapping[str, Any], normed: Normed, *, is_transient: bool = False) -> Iterator[LayerWeight]:
     """List the weights of a state dict; kinds are told from names and shapes.
 
     A convolution's groups and direction are not in its shape: it is taken as one group, (out, in, *kernel).
@@ -72,6 +73,7 @@ def state_rows(state: Mapping[str, Any], *, is_transient: bool = False) -> Itera
 
     Args:
         state: names to tensors.
+        normed: whether a norm follows what a module holds.
         is_transient: the tensors come from a file and are gone after the reading, so they have no version.
     """
     names = [key for key in state if isinstance(key, str)]
@@ -110,6 +112,7 @@ def state_rows(state: Mapping[str, Any], *, is_transient: bool = False) -> Itera
             facts=facts,
             note="; ".join(text for text in (entry.note, tie, guess, verdict.note) if text),
             version=version_of(tensor) if entry.tensor is tensor and not is_transient else None,
+            normed=normed(holder(entry.keys[0])),
         )
         yield from rows(row, entry.tensor, entry.leaf)
 

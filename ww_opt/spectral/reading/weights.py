@@ -13,7 +13,7 @@ from ww_opt.spectral.reading.checkpoints import open_checkpoint
 from ww_opt.spectral.reading.containers import state_dict_in
 from ww_opt.spectral.reading.matrices import LayerWeight
 from ww_opt.spectral.reading.modules import module_rows
-from ww_opt.spectral.reading.norms import norms_of_module, norms_of_state, with_norms
+from ww_opt.spectral.reading.norms import norms_of_module, norms_of_state
 from ww_opt.spectral.reading.state_dicts import state_rows
 
 Source: TypeAlias = "nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]"
@@ -58,16 +58,16 @@ class Reading:
 def read(source: Source) -> Reading:
     """As :func:`named_weights`, and say where in a checkpoint the weights were found."""
     if isinstance(source, nn.Module):
-        rows = with_norms(module_rows(source), norms_of_module(source))
+        rows = module_rows(source, norms_of_module(source))
         return Reading(_at_least_one(rows, f"the model {type(source).__name__}"))
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
         state, where = open_checkpoint(path)
-        rows = with_norms(state_rows(state, is_transient=True), norms_of_state(state))
+        rows = state_rows(state, norms_of_state(state), is_transient=True)
         return Reading(_at_least_one(rows, f"the checkpoint {path}"), where)
     if isinstance(source, Mapping):
         state, where = state_dict_in(source, "the mapping")
-        return Reading(_at_least_one(with_norms(state_rows(state), norms_of_state(state)), "the mapping"), where)
+        return Reading(_at_least_one(state_rows(state, norms_of_state(state)), "the mapping"), where)
     raise TypeError(
         f"Weights are read from a torch module, a state dict or a path, but got {type(source).__name__}: "
         "pass the model itself, `model.state_dict()` or the file it was saved to."
