@@ -97,6 +97,14 @@ def test_a_band_without_a_change_is_no_break() -> None:
     assert found.broken == ()
 
 
+def test_rounding_that_was_trained_for_is_no_break() -> None:
+    master = {name: rounded(tensor) if tensor.ndim > 1 else tensor for name, tensor in state(net()).items()}
+    moved = {name: rounded(tensor) if tensor.ndim > 1 else tensor for name, tensor in tuned(master, 0.3).items()}
+    assert compare(master, moved).broken == (), "few values before and after"
+    assert compare(tuned(master, 0.02), master).broken == (), "few values, and hardly an error"
+    assert len(compare(tuned(master, 0.3), master).broken) == 4
+
+
 def test_a_net_that_was_reset_has_unlearnt_what_the_old_one_had() -> None:
     torch.manual_seed(5)
     fresh = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(3)), nn.Linear(WIDTH, 10))
