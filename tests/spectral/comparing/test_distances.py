@@ -61,6 +61,20 @@ def test_levels_of_an_output_channel(bits: int, expected: int, shape: tuple[int,
     assert found.overshoot < 1.0
 
 
+def test_levels_of_a_layer_whose_channels_are_too_short_to_tell() -> None:
+    W = weight(1, 64, 5)
+    step = W.abs().max() / 7
+    assert 10 <= pair(W, (W / step).round() * step).new.levels <= 15
+
+
+def test_rows_in_another_order() -> None:
+    W = weight(9, 40, 32)
+    assert pair(W, W.roll(1, 1)).reordered == 1.0
+    assert pair(W, weight(9, 40, 32, seed=1)).reordered == 0.0
+    half = torch.cat([W[:, :20], W[:, 20:].flip(1)], dim=1)
+    assert pair(W, torch.cat([-W[:, :20], half[:, 20:]], dim=1)).reordered == 0.5
+
+
 @pytest.mark.parametrize(
     "change",
     [lambda W: W, lambda W: W.bfloat16(), lambda W: W.clamp(-1, 1), lambda W: torch.where(W.abs() < 1.5, 0.0, W)],

@@ -81,6 +81,17 @@ def test_what_stands_on_one_side_and_what_changed_its_shape() -> None:
     assert (found.verdict, found.fails("broken"), found.fails("missing")) == ("missing", False, True)
 
 
+def test_a_shape_that_changed_is_named_however_many_entries_it_has() -> None:
+    old = {"a.weight": torch.randn(64, 64), "b.weight": torch.randn(64, 32), "c.weight": torch.randn(64, 64)}
+    new = {**old, "b.weight": old["b.weight"].T.contiguous(), "c.weight": old["c.weight"].view(64, 64, 1, 1)}
+    found = compare(old, new)
+    assert found.differences == (
+        Difference("b.weight", (64, 32), (32, 64)),
+        Difference("c.weight", (64, 64), (64, 64, 1, 1)),
+    )
+    assert found.unread == ()
+
+
 def test_a_parametrised_weight_is_the_same_layer() -> None:
     old, new = net(), net()
     torch.nn.utils.parametrizations.weight_norm(new[2])

@@ -134,12 +134,13 @@ def test_nan_on_both_sides_is_broken_and_said(bad: float) -> None:
     assert "OLD holds NaN" in mended.changed[-1].stands_out[0]
 
 
-@pytest.mark.parametrize("name", ["2.bias", "4.weight"])
-def test_nan_where_only_one_side_has_it(name: str) -> None:
+@pytest.mark.parametrize(("name", "was"), [("2.bias", "there"), ("4.weight", "missing"), ("6.weight", "smaller")])
+def test_nan_outside_the_layers_in_common(name: str, was: str) -> None:
     old, new = state(net()), state(net())
     new[name] = new[name] * math.nan
-    if name.endswith("weight"):
-        del old[name]
+    if was != "there":
+        tensor = old.pop(name)
+        old |= {name: tensor[:7]} if was == "smaller" else {}
     assert [item.name.partition(".")[0] for item in compare(old, new).broken] == [name.partition(".")[0]]
 
 

@@ -70,13 +70,16 @@ def compare(old: Source, new: Source) -> Comparison:
     if not rows:
         why = "; ".join(sorted(set(unread.values()))) or "none has matrices on both sides"
         raise ValueError(f"A layer in common must hold numbers on both sides, but none does: {why}.")
-    differences = tuple(item for item in matching.differences if item.name not in met.covered)
-    alone = (row for name, row in right.items() if name not in left and _is_broken(row))
+    # a tensor that one side keeps in another form, parametrised or tied, is no difference
+    is_shown = [item.name not in met.covered or (item.old and item.new) for item in matching.differences]
+    differences = tuple(item for item, shown in zip(matching.differences, is_shown, strict=True) if shown)
+    compared = {row.name for row in rows}
+    alone = [name for name, row in right.items() if name not in compared and _is_broken(row)]
     return Comparison(
         rows=rows,
         differences=differences,
         unread=tuple(unread.items()),
-        others_broken=(*small.broken, *(Broken(row.name, (not_finite(is_new=True),)) for row in alone)),
+        others_broken=(*small.broken, *(Broken(name, (not_finite(is_new=name not in left),)) for name in alone)),
         n_vectors=small.n,
         n_changed_vectors=small.n_changed,
         kinds=kinds_of_change(rows, small.n_changed, len(differences)),
@@ -103,7 +106,7 @@ class _Met:
 
 def _meet(old: Source, new: Source, sides: tuple[Headers, Headers], matching: Matching) -> _Met:
     """Go through both sides at once; a layer waits until the other side comes to it, so that few are held at a time."""
-    met = _Met()
+    met, common = _Met(), set(matching.common)
     waiting: tuple[dict[str, LayerWeight], dict[str, LayerWeight]] = ({}, {})
     for place, weight in _alternately(named_weights(old), named_weights(new)):
         name = weight.name.removeprefix(matching.prefixes[place])
@@ -112,23 +115,27 @@ def _meet(old: Source, new: Source, sides: tuple[Headers, Headers], matching: Ma
             waiting[place][name] = weight
             continue
         first, second = (partner, weight) if place else (weight, partner)
-        keys = [
-            unwrapped(key, own.wrapper).removeprefix(prefix)
+        names = [
+            _names(layer, own.wrapper, prefix)
             for layer, own, prefix in zip((first, second), sides, matching.prefixes, strict=True)
-            for key in (*layer.parameter.split("+"), *layer.facts.ties)
         ]
-        met.keys[name] = keys[-1 - len(second.facts.ties) - second.parameter.count("+")]
+        met.keys[name] = names[1][0]
         if first.matrices is None or second.matrices is None:
             continue
-        if first.matrices.shape != second.matrices.shape:
-            if math.prod(first.matrices.shape) == math.prod(second.matrices.shape):
-                met.cut.add(name)
-            else:
-                del met.keys[name]  # another shape: named among the differences
-            continue
-        met.covered.update(keys)
-        met.pairs[name] = pair(first.matrices, second.matrices)
+        if first.matrices.shape == second.matrices.shape:
+            met.covered.update(*names)
+            met.pairs[name] = pair(first.matrices, second.matrices)
+        elif names[1][0] in common:
+            met.cut.add(name)
+        else:
+            del met.keys[name]  # it changed its shape, and is named among the differences
     return met
+
+
+def _names(layer: LayerWeight, wrapper: str, prefix: str) -> list[str]:
+    """Names of the tensors that a layer is made of, then of those tied to it, as a matching has them."""
+    keys = (*layer.parameter.split("+"), *layer.facts.ties)
+    return [unwrapped(key, wrapper).removeprefix(prefix) for key in keys]
 
 
 def _alternately(old: Iterator[LayerWeight], new: Iterator[LayerWeight]) -> Iterator[tuple[int, LayerWeight]]:
