@@ -24,7 +24,7 @@ FLOORS_OF_SPECTRAL: tuple[tuple[str, ...], ...] = (
     ("reading",),
     ("measuring",),
     ("rules",),
-    ("diagnostics", "comparison", "terms", "exponents"),
+    ("diagnostics", "comparing", "terms", "exponents"),
     ("scores",),
     ("advice",),
 )
@@ -253,7 +253,7 @@ def _floor(name: str, home: str, floors: tuple[tuple[str, ...], ...]) -> tuple[i
 
 def _packages() -> set[str]:
     """Folders, which hold nothing themselves."""
-    inner = {f"ww_opt.spectral.{room}" for room in ("reading", "measuring")}
+    inner = {f"ww_opt.spectral.{room}" for room in ("reading", "measuring", "comparing")}
     return inner | {f"ww_opt.{room}" for rooms in FLOORS for room in rooms}
 
 

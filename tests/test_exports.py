@@ -47,6 +47,7 @@ PROMISED = {
     "report_late",
     "score",
     "carried_over",
+    "compare",
     "decisions",
     "judge",
     "late_loss",

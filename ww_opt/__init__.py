@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ww_opt.search.sampler import LayerwiseSampler as LayerwiseSampler
     from ww_opt.search.space import LayerwiseSpace as LayerwiseSpace
     from ww_opt.search.transfer import carried_over as carried_over
+    from ww_opt.spectral.comparing.comparison import compare as compare
     from ww_opt.spectral.scores import SCORES as SCORES
     from ww_opt.spectral.scores import score as score
     from ww_opt.study.picking import train_best as train_best
@@ -62,6 +63,7 @@ _HOME = {
     "by_layer": "training.labels",
     "by_prefix": "training.labels",
     "carried_over": "search.transfer",
+    "compare": "spectral.comparing.comparison",
     "decisions": "search.decisions",
     "judge": "training.judging",
     "late_loss": "training.judging",

@@ -121,7 +121,7 @@ class TestHelp:
         for word in ("without a test set", "ww-opt run studies/digits.py", "ww-opt analyze model.pt", "Exit codes: 0"):
             assert word in answer.out
 
-    @pytest.mark.parametrize("command", ["run", "analyze", "judge", "data-check"])
+    @pytest.mark.parametrize("command", ["run", "analyze", "compare", "judge", "data-check"])
     def test_every_option_is_explained(self, ww: Runner, command: str) -> None:
         for parameter in cli.cli.commands[command].params:
             assert parameter.param_type_name == "argument" or getattr(parameter, "help", None)

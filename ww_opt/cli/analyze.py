@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ww_opt.cli.sources import source_of
+
 if TYPE_CHECKING:
     from ww_opt.spectral.reading.weights import LayerWeight
     from ww_opt.spectral.rows import Diagnosis, LayerDiagnostics
@@ -59,7 +61,7 @@ def analyze(source: str, as_json: bool, as_csv: bool, convention: Any, **asked: 
     if as_json and as_csv:
         raise click.UsageError("Only one of --json and --csv can be given.")
     usual = None if asked["domain"] is None else band(asked["domain"])
-    model, wanted = _source(source), _wanted(asked["patterns"], asked["kinds"], asked["min_width"])
+    model, wanted = source_of(source), _wanted(asked["patterns"], asked["kinds"], asked["min_width"])
     diagnosis = diagnose_some(model, Options(convention), wanted)
     if as_json:
         click.echo(json.dumps(_json_rows(diagnosis), indent=1, allow_nan=False))
@@ -105,22 +107,6 @@ def _draw(model: Any, diagnosis: Diagnosis, folder: Path) -> None:
         name = re.sub(r"[^\w.-]+", "_", weight.name)[:80]
         weight_figure(weight).savefig(folder / f"{number:03d}-{name}.png", dpi=110)
     click.echo(f"{len(drawn) + 1} figures in {folder}: layers.png shows all of them", err=True)
-
-
-def _source(source: str) -> Any:
-    from ww_opt.study.references import BadReference, load
-
-    if source.endswith(".py"):
-        raise BadReference(f"A Python file needs the function that returns a model, but got {source!r}: {source}:NAME.")
-    if Path(source).exists() or ":" not in source:
-        return source
-
-    factory = load(source)
-    if not callable(factory):
-        raise BadReference(
-            f"SOURCE must name a function that returns a model, but {source!r} is a {type(factory).__name__}."
-        )
-    return factory()
 
 
 def _json_rows(diagnosis: Diagnosis) -> list[dict[str, Any]]:

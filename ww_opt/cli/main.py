@@ -1,6 +1,7 @@
 """The command ``ww-opt``: its subcommands, and how it ends.
 
-Exit codes: 0 done; 1 the user's own code failed; 2 bad input; 3 no trial completed; 130 interrupted.
+Exit codes: 0 done; 1 the user's own code failed, or ``compare`` found what it is to fail on; 2 bad input; 3 no trial
+completed; 130 interrupted.
 Heavy imports stand inside the commands: ``--help`` answers at once.
 """
 
@@ -12,6 +13,7 @@ import click
 
 from ww_opt import __version__
 from ww_opt.cli.analyze import analyze
+from ww_opt.cli.compare import compare
 from ww_opt.cli.data_check import data_check
 from ww_opt.cli.exit_codes import BAD_INPUT, INTERRUPTED
 from ww_opt.cli.judge import judge
@@ -39,15 +41,17 @@ def cli(context: click.Context) -> None:
     ww-opt judge studies/digits.py       train its pick and rivals afresh, judge them by the sealed test set
     ww-opt data-check studies/digits.py  train on parts of the data, foresee what twice as much would give
     ww-opt analyze model.pt              read the spectra of a checkpoint, layer by layer
+    ww-opt compare old.pt new.pt         say what changed between two checkpoints, and which layers broke
 
     \b
-    Exit codes: 0 done, 1 your own code failed, 2 bad input, 3 no trial completed, 130 interrupted.
+    Exit codes: 0 done, 1 your own code failed, or --fail-on found it, 2 bad input, 3 no trial completed,
+    130 interrupted.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for command in (run, report, analyze, judge, data_check):
+for command in (run, report, analyze, compare, judge, data_check):
     cli.add_command(command)
 
 

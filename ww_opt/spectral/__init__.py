@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ww_opt.spectral.advice import Suggestion as Suggestion
     from ww_opt.spectral.advice import suggestions as suggestions
+    from ww_opt.spectral.comparing.comparison import compare as compare
+    from ww_opt.spectral.comparing.shifts import Comparison as Comparison
+    from ww_opt.spectral.comparing.shifts import LayerShift as LayerShift
     from ww_opt.spectral.diagnostics import diagnose as diagnose
     from ww_opt.spectral.exponents import hill_alphas as hill_alphas
     from ww_opt.spectral.findings import Finding as Finding
@@ -20,15 +23,18 @@ if TYPE_CHECKING:
     from ww_opt.spectral.scores import score as score
 
 _HOME = {
+    "Comparison": "comparing.shifts",
     "Diagnosis": "rows",
     "Finding": "findings",
     "LayerDiagnostics": "rows",
+    "LayerShift": "comparing.shifts",
     "PowerLawFit": "measuring.fits",
     "Role": "findings",
     "SCORES": "scores",
     "Score": "scores",
     "Status": "findings",
     "Suggestion": "advice",
+    "compare": "comparing.comparison",
     "diagnose": "diagnostics",
     "fit_power_law": "measuring.fits",
     "hill_alphas": "exponents",

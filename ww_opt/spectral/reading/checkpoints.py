@@ -148,11 +148,24 @@ class _SafeTensors(Mapping[str, Tensor]):
         tensor: Tensor = self._files[key].get_tensor(key)
         return tensor
 
+    def header(self, key: str) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of a tensor, from the file's header alone."""
+        own = self._files[key].get_slice(key)
+        dtype = str(own.get_dtype())
+        return tuple(own.get_shape()), _DTYPES.get(dtype, dtype.lower())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+# what safetensors calls torch's dtypes
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
