@@ -21,6 +21,7 @@ Command = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")  # lines are cut to the width of the terminal
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -5,6 +5,7 @@ Needs Debian's ``chromium`` and ``chromium-driver``; skipped where they are not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,16 +148,14 @@ def test_any_two_trials_stand_side_by_side(own: Browser, odd: Path) -> None:
     assert own.run(cells) == []
 
 
-def test_without_a_script_the_tables_are_there(own: Browser, plain: Path) -> None:
-    own.command("Emulation.setScriptExecutionDisabled", value=True)
-    try:
-        own.show(plain)
-        own.command("Emulation.setScriptExecutionDisabled", value=False)
-        assert len(own.run(COLUMN.format(0))) == 30
-        assert own.run("return document.querySelectorAll('#compare tbody tr').length > 5")
-        assert own.run("return getComputedStyle(document.querySelector('#trials .controls')).display") == "none"
-    finally:
-        own.command("Emulation.setScriptExecutionDisabled", value=False)
+def test_without_a_script_the_tables_are_there(own: Browser, plain: Path, tmp_path: Path) -> None:
+    # as in a mail reader that takes scripts away; to forbid them in the browser is a race with its loading
+    bare = tmp_path / "bare.html"
+    bare.write_text(re.sub(r"<script\b.*?</script>", "", plain.read_text(), flags=re.DOTALL))
+    own.show(bare)
+    assert len(own.run(COLUMN.format(0))) == 30
+    assert own.run("return document.querySelectorAll('#compare tbody tr').length > 5")
+    assert own.run("return getComputedStyle(document.querySelector('#trials .controls')).display") == "none"
 
 
 def test_every_control_has_a_name_and_every_figure_words(own: Browser, plain: Path) -> None:
