@@ -15,6 +15,7 @@ from ww_opt.cli.analyze import analyze
 from ww_opt.cli.data_check import data_check
 from ww_opt.cli.exit_codes import BAD_INPUT, INTERRUPTED
 from ww_opt.cli.judge import judge
+from ww_opt.cli.mlflow import mlflow
 from ww_opt.cli.run import run
 
 __all__ = ["cli", "main"]
@@ -37,6 +38,7 @@ def cli(context: click.Context) -> None:
     ww-opt judge studies/digits.py       train its pick and rivals afresh, judge them by the sealed test set
     ww-opt data-check studies/digits.py  train on parts of the data, foresee what twice as much would give
     ww-opt analyze model.pt              read the spectra of a checkpoint, layer by layer
+    ww-opt mlflow sync                   send to MLflow what waits from when it was away
 
     \b
     Exit codes: 0 done, 1 your own code failed, 2 bad input, 3 no trial completed, 130 interrupted.
@@ -45,7 +47,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (run, analyze, judge, data_check):
+for command in (run, analyze, judge, data_check, mlflow):
     cli.add_command(command)
 
 

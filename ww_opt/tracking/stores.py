@@ -13,8 +13,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from ww_opt.study.first_use import database_file, place_whole
+from ww_opt.tracking.secrets import scrubbed
 
-__all__ = ["HTTP_DEFAULTS", "Deleted", "Trouble", "check", "files_beside", "make_whole", "shown", "trouble"]
+__all__ = ["HTTP_DEFAULTS", "Deleted", "Trouble", "check", "files_beside", "make_whole", "trouble"]
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 HTTP_DEFAULTS = {
@@ -60,9 +61,9 @@ def check(uri: str) -> None:
             MlflowClient(uri)
         except MlflowException as error:
             raise ValueError(
-                f"`tracking_uri` must name a store that MLflow can write, but got {uri!r}: {error.message} "
-                "Use an address such as 'sqlite:///mlflow.db' or 'http://localhost:5000'."
-            ) from error
+                f"`tracking_uri` must name a store that MLflow can write, but got {scrubbed(uri)!r}: "
+                f"{scrubbed(str(error.message))} Use an address such as 'sqlite:///mlflow.db' or 'http://localhost:5000'."
+            ) from None  # its own message has the password
         for name, value in HTTP_DEFAULTS.items():
             os.environ.setdefault(name, value)
 
@@ -88,11 +89,6 @@ def _make(aside: Path) -> None:
     SqlAlchemyStore(f"sqlite:///{aside.as_posix()}", "./mlruns").engine.dispose()  # type: ignore[no-untyped-call]
 
 
-def shown(uri: str) -> str:
-    """An address without the password in it."""
-    return re.sub(r"//[^/\s]+@", "//***@", uri)
-
-
 def trouble(error: BaseException, uri: str, experiment: str) -> Trouble:
     """Tell a cause that lasts until somebody mends it from one that passes, and how to mend it.
 
@@ -103,7 +99,7 @@ def trouble(error: BaseException, uri: str, experiment: str) -> Trouble:
     """
     text = " ".join(f"{type(error).__name__}: {error}".split())
     file = database_file(uri)
-    where = shown(uri)
+    where = scrubbed(uri)
     if isinstance(error, Deleted):
         return Trouble(
             f"experiment {experiment!r} was deleted",
@@ -121,7 +117,7 @@ def trouble(error: BaseException, uri: str, experiment: str) -> Trouble:
         if re.search(pattern, text, re.IGNORECASE):
             names = {"uri": where, "file": str(file or where), "experiment": experiment}
             return Trouble(what.format(**names), remedy.format(**names), is_passing)
-    return Trouble(shown(text)[:300], f"check MLflow at {where}", True)
+    return Trouble(scrubbed(text)[:300], f"check MLflow at {where}", True)
 
 
 _MOVE = (
