@@ -70,18 +70,17 @@ class Breaker:
         self._patience = patience
         self._first_pause = pause
         self._on_failure = on_failure
-        self.close()
+        self._forget()
 
     @property
     def is_open(self) -> bool:
         """Whether nothing is attempted just now."""
         return time.monotonic() < self._open_until
 
-    def close(self) -> None:
-        """Forget the failures so far."""
-        self._failures = 0
-        self._pause = self._first_pause
-        self._open_until = 0.0
+    def try_again(self) -> None:
+        """Where nothing is attempted, allow one attempt now."""
+        if self.is_open:
+            self._open_until, self._failures = 0.0, self._patience - 1
 
     def attempt(self, action: Callable[[], object]) -> bool:
         """Run an action that may fail, unless the circuit is open; tell whether it was done."""
@@ -97,5 +96,8 @@ class Breaker:
                 self._open_until = time.monotonic() + self._pause
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             return False
-        self.close()
+        self._forget()
         return True
+
+    def _forget(self) -> None:
+        self._failures, self._pause, self._open_until = 0, self._first_pause, 0.0

@@ -39,7 +39,7 @@ FLUSH_SECONDS = 30.0
 """Longest time that :meth:`MLflowCallback.finish` waits for MLflow."""
 EXIT_SECONDS = 10.0
 """The same of an interpreter that ends without it."""
-_PREPARE_SECONDS = 10.0
+_PREPARE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _missing(outbox: Outbox, study: optuna.Study) -> list[FrozenTrial]:
 def _catch_up(outbox: Outbox, study: optuna.Study, file_of: trials.FileOf | None) -> None:
     """Keep what neither MLflow nor a spool has. Runs in the thread."""
     key = summary.study_id(study)
-    outbox.breaker.close()
+    outbox.breaker.try_again()
     outbox.breaker.attempt(lambda: outbox.known.update((key, number) for number in outbox.runs.recall(key)))
     for trial in _missing(outbox, study):
         outbox.put(trials.ended(study, trial, file_of))

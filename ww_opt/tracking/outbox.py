@@ -161,7 +161,7 @@ class Outbox:
         return len(self)
 
     def _flush(self, deadline: float) -> None:
-        self.breaker.close()
+        self.breaker.try_again()
         self.trouble = None
         while self._waiting and not self.breaker.is_open and time.monotonic() < deadline:
             self.send()

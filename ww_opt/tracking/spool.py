@@ -110,6 +110,10 @@ class Spool:
         own._end = os.fstat(file.fileno()).st_size
         return own
 
+    def __del__(self) -> None:
+        if (file := getattr(self, "_file", None)) is not None:
+            file.close()  # the file stays, for who comes next
+
     def append(self, record: Mapping[str, Any]) -> Place:
         """Take a record, which a kill of this process does not undo.
 

@@ -117,6 +117,9 @@ def trouble(error: BaseException, uri: str, experiment: str) -> Trouble:
         if re.search(pattern, text, re.IGNORECASE):
             names = {"uri": where, "file": str(file or where), "experiment": experiment}
             return Trouble(what.format(**names), remedy.format(**names), is_passing)
+    if status := re.search(r"error code (5\d\d)|too many (5\d\d) error|(5\d\d) Server Error", text):
+        code = next(filter(None, status.groups()))
+        return Trouble(f"{where} answers that it is not well ({code})", "wait until it is, or see its log", True)
     return Trouble(scrubbed(text)[:300], f"check MLflow at {where}", True)
 
 
@@ -138,6 +141,13 @@ _TROUBLES = (
     (r"Can't locate revision", "{file} was made by a newer MLflow", f"install that version, or {_OTHER}", False),
     (r"duplicate column|already exists \[SQL|table \S+ already exists|no such (table|column)", _HALF, _MOVE, False),
     (r"not a database|malformed", "{file} is damaged, or is no database", _MOVE, False),
+    (
+        r"Connection refused|NewConnectionError|Connection reset|RemoteDisconnected|Connection aborted",
+        "no server answers at {uri}",
+        "start it, or check the address",
+        True,
+    ),
+    (r"timed? ?out|timeout", "{uri} does not answer in time", "wait until it does, or check the address", True),
     (r"disk is full|No space left|Errno 28|quota exceeded", "the disk is full", "free some space", True),
     (r"database is locked", "another program holds {file}", "wait until it is done", True),
     (

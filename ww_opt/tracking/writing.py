@@ -12,12 +12,12 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from ww_opt.reporting.summary import LayerTable, clean_names
-from ww_opt.tracking.documents import Document, End, Ended, File, Parent, State, Weights
+from ww_opt.tracking.documents import Document, End, Ended, File, State, Weights
 from ww_opt.tracking.runs import Runs, ask, is_server, post_once, quiet
 
 __all__ = ["write"]
 
-_TAGS_AT_ONCE = 100  # MLflow takes no more in a batch
+_TAGS_AT_ONCE, _TAG_LENGTH = 100, 8000  # MLflow takes no more
 _WEIGHTS, _WEIGHTS_NAME = "best", "weights.pt"
 _COUNTED = ("ww_opt.pick.", "ww_opt.finding.", "ww_opt.pruned.", "ww_opt.alarms", "ww_opt.trust")
 
@@ -57,8 +57,7 @@ def _write_trial(runs: Runs, document: Ended) -> None:
         ask(runs.client.log_text, run_id, table.to_json(), "layers.json")
         ask(runs.client.log_text, run_id, table.to_csv(), "layers.csv")
     points = [Metric(name, value, document.end, document.trial) for name, value in document.curves.items()]
-    ask(runs.client.log_batch, parent.info.run_id, points)
-    _tell(runs, parent, document.parent, document.state, document.trial)
+    _tell(runs, parent, document.state, points, document.trial)
     ask(runs.client.set_terminated, run_id, document.status, document.end)
 
 
@@ -77,7 +76,7 @@ def _write_end(runs: Runs, document: End) -> None:
         ask(runs.client.log_batch, run_id, tags=part)
     for path in document.files:
         _send(runs, parent, File(document.parent, path))
-    _tell(runs, parent, document.parent, document.state, document.state.best)
+    _tell(runs, parent, document.state, (), document.state.best)
     if document.register and document.state.weights is not None:
         _register(runs, parent, document.register, document.state.weights)
     ask(runs.client.set_terminated, run_id, "FINISHED", moment)
@@ -87,26 +86,27 @@ def _is_news(parent: Run, moment: int) -> bool:
     return moment >= int(parent.data.tags.get("ww_opt.as_of", "0"))
 
 
-def _tell(runs: Runs, parent: Run, study: Parent, state: State, trial: int | None) -> None:
+def _tell(runs: Runs, parent: Run, state: State, points: Sequence[Metric], trial: int | None) -> None:
     """Bring the parent up to what is known, unless it is known better; mark the best, once it is there."""
-    tags = parent.data.tags
-    best = tags.get("ww_opt.best_trial")
-    if _is_news(parent, state.moment):
-        news = {"mlflow.note.content": state.note[:8000], "ww_opt.as_of": str(state.moment)}
-        ask(runs.client.log_batch, parent.info.run_id, tags=[RunTag(name, own) for name, own in news.items()])
-        if state.weights is not None:
-            _send_weights(runs, parent, state.weights)
+    tags, news = parent.data.tags, {}
+    best, is_news = tags.get("ww_opt.best_trial"), _is_news(parent, state.moment)
+    if is_news:
+        news = {"mlflow.note.content": state.note[:_TAG_LENGTH], "ww_opt.as_of": str(state.moment)}
         best = None if state.best is None else str(state.best)
+    ask(runs.client.log_batch, parent.info.run_id, points, (), [RunTag(name, own) for name, own in news.items()])
+    if is_news and state.weights is not None:
+        _send_weights(runs, parent, state.weights)
     if best is not None and (best != tags.get("ww_opt.best_trial") or best == str(trial)):
-        _mark_best(runs, parent, study, best)
+        _mark_best(runs, parent, best)
 
 
-def _mark_best(runs: Runs, parent: Run, study: Parent, number: str) -> None:
-    found = runs.find(study.id, {"ww_opt.trial": number})
+def _mark_best(runs: Runs, parent: Run, number: str) -> None:
+    study_id = parent.data.tags["ww_opt.study_id"]
+    found = runs.find(study_id, {"ww_opt.trial": number})
     if not found:
         return  # yet to be written; it will mark itself
     best = str(found[0].info.run_id)
-    for run in runs.find(study.id, {"ww_opt.best": "true"}):
+    for run in runs.find(study_id, {"ww_opt.best": "true"}):
         if run.info.run_id != best:
             ask(runs.client.delete_tag, run.info.run_id, "ww_opt.best")
     ask(runs.client.set_tag, best, "ww_opt.best", "true")
