@@ -92,6 +92,7 @@ class FaultyMLflow:
             self._server = None
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        """Answer one call, as WSGI has it."""
         self.calls.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
         if self._fault == "slow":
             time.sleep(self.seconds)
@@ -100,9 +101,13 @@ class FaultyMLflow:
             return _unwell(start)
         if self._fault == "errors" and self._random.random() < _SHARE:
             if self._random.random() < 0.5:  # it was done, but nobody hears of it
-                b"".join(self._app(environ, lambda *_: None))
+                b"".join(self._app(environ, _unheard))
             return _unwell(start)
         return self._app(environ, start)
+
+
+def _unheard(*_: Any) -> Callable[[bytes], object]:
+    return len
 
 
 def _unwell(start: Start) -> Iterable[bytes]:

@@ -70,7 +70,7 @@ class Breaker:
         self._patience = patience
         self._first_pause = pause
         self._on_failure = on_failure
-        self._forget()
+        self._failures, self._pause, self._open_until = 0, pause, 0.0
 
     @property
     def is_open(self) -> bool:
@@ -96,8 +96,5 @@ class Breaker:
                 self._open_until = time.monotonic() + self._pause
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             return False
-        self._forget()
-        return True
-
-    def _forget(self) -> None:
         self._failures, self._pause, self._open_until = 0, self._first_pause, 0.0
+        return True

@@ -68,36 +68,44 @@ def _write_end(runs: Runs, document: End) -> None:
     fresh = [Param(name, value) for name, value in document.params.items() if name not in known.params]
     points = [Metric(name, value, moment, document.step) for name, value in document.metrics.items()]
     ask(runs.client.log_batch, run_id, points, fresh)
-    if not _is_news(parent, moment):
+    if not _is_news(parent, moment + 1):
         return
     for name in [name for name in known.tags if name.startswith(_COUNTED) and name not in document.tags]:
         ask(runs.client.delete_tag, run_id, name)  # of an earlier pick
-    for part in _parts([RunTag(name, value) for name, value in document.tags.items()]):
-        ask(runs.client.log_batch, run_id, tags=part)
     for path in document.files:
         _send(runs, parent, File(document.parent, path))
-    _tell(runs, parent, document.state, (), document.state.best)
+    if document.state.weights is not None:
+        _send_weights(runs, parent, document.state.weights)
+    if document.state.best is not None:
+        _mark_best(runs, parent, str(document.state.best))
     if document.register and document.state.weights is not None:
         _register(runs, parent, document.register, document.state.weights)
+    own = {**document.tags, "mlflow.note.content": document.state.note[:_TAG_LENGTH], "ww_opt.as_of": str(moment)}
+    for part in _parts([RunTag(name, value) for name, value in own.items()]):
+        ask(runs.client.log_batch, run_id, tags=part)
     ask(runs.client.set_terminated, run_id, "FINISHED", moment)
 
 
 def _is_news(parent: Run, moment: int) -> bool:
-    return moment >= int(parent.data.tags.get("ww_opt.as_of", "0"))
+    """Whether the parent does not know more already; what a study's end tells is more than its last trial does."""
+    return moment > int(parent.data.tags.get("ww_opt.as_of", "0"))
 
 
 def _tell(runs: Runs, parent: Run, state: State, points: Sequence[Metric], trial: int | None) -> None:
-    """Bring the parent up to what is known, unless it is known better; mark the best, once it is there."""
+    """Bring the parent up to what is known, unless it is known better; mark the best, once it is there.
+
+    That it is known comes last: what was interrupted is done again.
+    """
     tags, news = parent.data.tags, {}
-    best, is_news = tags.get("ww_opt.best_trial"), _is_news(parent, state.moment)
-    if is_news:
+    best = tags.get("ww_opt.best_trial")
+    if _is_news(parent, state.moment):
         news = {"mlflow.note.content": state.note[:_TAG_LENGTH], "ww_opt.as_of": str(state.moment)}
         best = None if state.best is None else str(state.best)
-    ask(runs.client.log_batch, parent.info.run_id, points, (), [RunTag(name, own) for name, own in news.items()])
-    if is_news and state.weights is not None:
-        _send_weights(runs, parent, state.weights)
+        if state.weights is not None:
+            _send_weights(runs, parent, state.weights)
     if best is not None and (best != tags.get("ww_opt.best_trial") or best == str(trial)):
         _mark_best(runs, parent, best)
+    ask(runs.client.log_batch, parent.info.run_id, points, (), [RunTag(name, own) for name, own in news.items()])
 
 
 def _mark_best(runs: Runs, parent: Run, number: str) -> None:
