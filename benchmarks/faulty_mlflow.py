@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class FaultyMLflow:
         os.environ |= {STORE: self.store, FILES: files.as_uri(), ROOT: "mlflow-artifacts:/", SERVE: "true"}
         with warnings.catch_warnings():  # Starlette's, of what MLflow uses of it
             warnings.simplefilter("ignore")
+            import_module("mlflow.server.fastapi_app")  # else the first search does, with the warning
             from mlflow.server import app  # looks at the environment
 
         vars(handlers).update(_tracking_store=None, _artifact_repo=None)

@@ -149,7 +149,7 @@ def test_a_small_disk(tmp_path: Path) -> None:
                 n += 1
         assert 10 < n < 65
         with pytest.raises(OSError, match="No space left"):
-            spool.append(RECORDS[0])
+            spool.append({"trial": n, "text": "x" * 1000})
         path = spool.path
         del spool
         found, n_damaged = read(path)
@@ -157,7 +157,7 @@ def test_a_small_disk(tmp_path: Path) -> None:
         assert n_damaged == 0
         path.unlink()
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_it_does_not_grow_without_end(tmp_path: Path) -> None:
