@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ __all__ = ["write"]
 
 _TAGS_AT_ONCE, _TAG_LENGTH = 100, 8000  # MLflow takes no more
 _WEIGHTS, _WEIGHTS_NAME = "best", "weights.pt"
+_GONE = re.compile(r"The run \S+ must be in the 'active' state")
 _COUNTED = ("ww_opt.pick.", "ww_opt.finding.", "ww_opt.pruned.", "ww_opt.alarms", "ww_opt.trust")
 
 
@@ -30,6 +32,15 @@ def write(runs: Runs, document: Document) -> None:
         MlflowException: MLflow is not well.
         OSError: a file or a server cannot be reached.
     """
+    try:
+        _write(runs, document)
+    except MlflowException as error:
+        if not _GONE.search(str(error)):
+            raise
+        _write(runs, document)  # a worker that began at once has made one of two parents meanwhile
+
+
+def _write(runs: Runs, document: Document) -> None:
     if isinstance(document, Ended):
         _write_trial(runs, document)
     elif isinstance(document, End):
@@ -111,8 +122,9 @@ def _tell(runs: Runs, parent: Run, state: State, points: Sequence[Metric], trial
 def _mark_best(runs: Runs, parent: Run, number: str) -> None:
     study_id = parent.data.tags["ww_opt.study_id"]
     found = runs.find(study_id, {"ww_opt.trial": number})
-    if not found:
-        return  # yet to be written; it will mark itself
+    if not found:  # yet to be written; it will mark itself
+        ask(runs.client.set_tag, parent.info.run_id, "ww_opt.best_trial", number)
+        return
     best = str(found[0].info.run_id)
     for run in runs.find(study_id, {"ww_opt.best": "true"}):
         if run.info.run_id != best:
