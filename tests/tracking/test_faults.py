@@ -165,12 +165,12 @@ def test_one_that_is_down_from_the_start(faulty: FaultyMLflow, name: str) -> Non
     assert len(said) == 1
     assert f"no server answers at {faulty.address}" in said[0]
     assert f"`ww-opt mlflow sync {Path('mlflow-spool').resolve()}` sends them" in said[0]
-    del callback
-    assert sync(name, timeout=0.1) == N_TRIALS + 1
+    assert sync(name, timeout=0.1) == N_TRIALS + 1, "while the process lives"
     faulty.fault("none")
     assert sync(name) == 0
     assert not Path("mlflow-spool").exists()
     check_exactly_once(faulty.address, name, study)
+    assert callback.sync(study, timeout=300) == 0, "nothing is left to send"
 
 
 def test_one_that_goes_down_in_the_middle_and_comes_back(

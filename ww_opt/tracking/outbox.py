@@ -74,11 +74,12 @@ class Outbox:
         self._spool = Spool(folder, target.header(), max_bytes)
         self._waiting: deque[_Waiting] = deque()
         self._lock = threading.Lock()
+        self._n_let_go = 0
         self._pid = os.getpid()
 
     def __len__(self) -> int:
-        """How many records are not in MLflow yet."""
-        return len(self._waiting)
+        """How many records are not in MLflow yet, those included that :meth:`close` let go."""
+        return len(self._waiting) + self._n_let_go
 
     @property
     def n_lost_at_exit(self) -> int:
@@ -115,6 +116,7 @@ class Outbox:
             header: of the files to take; default: those for the same target.
         """
         wanted = self._target.header() if header is None else header
+        self._n_let_go = 0
         for path in files(self._folder):
             if path != self._spool.path and (spool := Spool.adopted(path)) is not None:
                 if spool.header == wanted:
@@ -142,11 +144,14 @@ class Outbox:
         """Send what waits, each once, unless MLflow is unwell. Runs in the thread."""
         self._spool.sync()
         for _ in range(len(self._waiting)):
-            if self.breaker.is_open:
+            with self._lock:
+                waiting = self._waiting[0] if self._waiting else None
+            if waiting is None or self.breaker.is_open:
                 return
-            waiting = self._waiting[0]
             is_done = self.breaker.attempt(partial(self._write, waiting))
             with self._lock:
+                if not self._waiting or self._waiting[0] is not waiting:
+                    return  # it was let go meanwhile: who takes it up finds that it is there
                 self._waiting.popleft()
                 if not is_done:
                     self._waiting.append(waiting)  # others must not wait for one that is refused
@@ -163,11 +168,13 @@ class Outbox:
     def _flush(self, deadline: float) -> None:
         self.breaker.try_again()
         self.trouble = None
+        if self._n_let_go:
+            self.adopt()
         while self._waiting and not self.breaker.is_open and time.monotonic() < deadline:
             self.send()
 
     def close(self) -> None:
-        """Once more try to keep what only memory has; remove an empty file."""
+        """Let go of all files, so that others may send what is in them; once more try to keep what only memory has."""
         with self._lock:
             for waiting in [own for own in self._waiting if own.spool is None]:
                 try:
@@ -176,7 +183,15 @@ class Outbox:
                     break
                 self._waiting.remove(waiting)
                 self._waiting.append(kept)
-            if not any(own.spool is self._spool for own in self._waiting):
+            in_files = [own for own in self._waiting if own.spool is not None]
+            for waiting in in_files:
+                self._waiting.remove(waiting)
+            self._n_let_go += len(in_files)
+            left = {id(own.spool): own.spool for own in in_files}
+            for spool in left.values():
+                assert spool is not None
+                spool.close(remove=False)
+            if id(self._spool) not in left:
                 self._spool.close(remove=True)
 
     def _write(self, waiting: _Waiting) -> None:

@@ -64,4 +64,5 @@ def replay(
             break
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+    outbox.close()
     return Replayed(n - len(outbox), len(outbox), outbox.trouble if len(outbox) else None)
