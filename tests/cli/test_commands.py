@@ -127,6 +127,12 @@ class TestHelp:
             assert parameter.param_type_name == "argument" or getattr(parameter, "help", None)
         assert ww(command, "-h").code == 0
 
+    def test_the_options_of_mlflow_are_explained(self, ww: Runner) -> None:
+        for parameter in cli.cli.commands["mlflow"].commands["sync"].params:
+            assert parameter.param_type_name == "argument" or getattr(parameter, "help", None)
+        assert "sync" in ww("mlflow", "-h").out
+        assert ww("mlflow", "sync", "-h").code == 0
+
     def test_it_answers_without_loading_what_is_slow(self) -> None:
         code = (
             "import sys\nfrom ww_opt.cli.main import main\n"
@@ -345,14 +351,14 @@ STUDY = study(loss=loss)
         answer = ww("run", TINY, *options, "--experiment", "mine")
         told, first = (answer.err.index(words) for words in ("experiment 'mine' was deleted", "tiny 1/1"))
         assert told < first
-        assert "1 trial is not in MLflow, since experiment 'mine' was deleted." in answer.err
-        assert "the same command, run again, writes them" in answer.err.splitlines()[-1]
+        assert "2 records are not in MLflow yet, since experiment 'mine' was deleted. First bring it back" in answer.err
+        assert answer.err.splitlines()[-1].endswith("ww-opt mlflow sync runs/mlflow-spool")
         other = ww("run", TINY, *options, "--experiment", "other")
         assert "not in MLflow" not in other.err
         experiment = client.get_experiment_by_name("other").experiment_id
         (parent,) = client.search_runs([experiment], "tags.`ww_opt.role` = 'study'")
         assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
-            *("pick.json", "report.html", "study.png", "trial-00000.pt"),
+            *("pick.json", "report.html", "study.png", "best"),
         }
 
     def test_a_timeout_ends_it(self, ww: Runner) -> None:

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from ww_opt.tracking.background import Background
+from ww_opt.tracking import background as module
+from ww_opt.tracking.background import Background, Breaker
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def errors() -> list[Exception]:
 
 @pytest.fixture
 def background(errors: list[Exception]) -> Background:
-    return Background(patience=2, on_failure=errors.append)
+    return Background(on_failure=errors.append)
 
 
 def fail() -> None:
@@ -48,25 +49,72 @@ def test_submitting_never_waits_and_waiting_has_a_limit(background: Background) 
     assert background.wait(10)
 
 
-def test_too_many_failures_in_a_row_end_all_attempts_until_told_to_try_again(
-    background: Background, errors: list[Exception]
-) -> None:
-    done: list[str] = []
-    background.attempt(fail)
-    background.attempt(lambda: done.append("a success starts the count anew"))
-    background.attempt(fail)
-    background.attempt(fail)
-    background.attempt(lambda: done.append("never"))
-    assert len(errors) == 3
-    background.try_again()
-    background.attempt(fail)
-    background.attempt(lambda: done.append("never"))
-    background.try_again()
-    background.attempt(lambda: done.append("again"))
-    assert done == ["a success starts the count anew", "again"]
-
-
 def test_a_job_that_raises_does_not_end_the_thread(background: Background, errors: list[Exception]) -> None:
     background.submit(fail)
     assert background.wait(10)
     assert [str(error) for error in errors] == ["away"]
+
+
+class Lasting(Exception):
+    pass
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Its only element is the time."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def breaker(errors: list[Exception]) -> Breaker:
+    def told(error: Exception) -> bool:
+        errors.append(error)
+        return not isinstance(error, Lasting)
+
+    return Breaker(patience=2, pause=20.0, on_failure=told)
+
+
+def test_too_many_failures_in_a_row_end_all_attempts_for_a_while(
+    breaker: Breaker, errors: list[Exception], clock: list[float]
+) -> None:
+    assert not breaker.attempt(fail)
+    assert breaker.attempt(int), "a success starts the count anew"
+    assert not breaker.attempt(fail)
+    assert not breaker.is_open
+    assert not breaker.attempt(fail)
+    assert breaker.is_open
+    assert not breaker.attempt(errors.clear), "nothing is attempted"
+    assert len(errors) == 3
+    clock[0] = 20.0
+    assert not breaker.attempt(fail), "once"
+    clock[0] = 59.0
+    assert breaker.is_open, "twice as long"
+    clock[0] = 60.0
+    assert breaker.attempt(int)
+    assert not breaker.attempt(fail)
+    assert not breaker.is_open
+
+
+def test_an_open_one_may_be_told_to_try_once(breaker: Breaker, errors: list[Exception], clock: list[float]) -> None:
+    breaker.attempt(fail)
+    breaker.try_again()
+    assert not breaker.attempt(fail), "it was not open: its count stays"
+    assert breaker.is_open
+    breaker.try_again()
+    breaker.attempt(fail)
+    assert breaker.is_open
+    assert len(errors) == 3
+
+
+def test_what_lasts_is_not_tried_again_by_itself(breaker: Breaker, clock: list[float]) -> None:
+    def fail_for_good() -> None:
+        raise Lasting
+
+    breaker.attempt(fail_for_good)
+    clock[0] = 1e9
+    assert breaker.is_open
+    breaker.try_again()
+    assert breaker.attempt(int)
+    assert not breaker.is_open

@@ -30,13 +30,14 @@ def test_the_parent_run_is_the_study_and_moves_with_its_pick(tmp_path: Path) -> 
     client = MlflowClient(uri)
 
     def told(*, repeat: bool) -> dict[str, dict[str, object]]:
-        callback = MLflowCallback(uri)
+        callback = MLflowCallback(uri, spool=tmp_path / "spool")
         result = closing(study, host, repeat=repeat)
         card = pick_card(study, host, result, None, tmp_path)
         assert card is not None
         accuracy = open_test_set(study, host, tmp_path / "kept")
         file = write_card(card, tmp_path)
-        assert callback.finish(host, contents=of_study(card, result, accuracy, host.trials, [file])) == 0
+        contents = of_study(card, result, accuracy, host.trials, [file])
+        assert callback.finish(host, timeout=600, contents=contents) == 0
         assert callback.trouble is None
         experiment = client.get_experiment_by_name("ww_opt").experiment_id
         (parent,) = client.search_runs([experiment], "tags.`ww_opt.role` = 'study'")
@@ -62,6 +63,10 @@ def test_the_parent_run_is_the_study_and_moves_with_its_pick(tmp_path: Path) -> 
     assert wanted <= set(first["metrics"])
     assert first["metrics"]["pick_score"] == best.value
     assert "sealed_accuracy/retrained_pick" not in first["metrics"], "NaN is left out"
+    note = first["tags"]["mlflow.note.content"]
+    assert note.startswith(f"tiny: 3 COMPLETE. Best: **trial {best.number}**")
+    assert "**How far to trust it**\n\n- " in note
+    assert f"| lr/0 | {best.params['lr/0']:.4g} |" in note
 
     other = create_trial(
         value=-9.0,

@@ -14,6 +14,12 @@ from ww_opt.tracking.stores import Deleted, make_whole, trouble
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where spools lie by default."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that this package made."""
@@ -25,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def told(database: Path | str) -> str:
     """What is said before the first trial."""
-    return str(MLflowCallback(f"sqlite:///{database}", on_trouble=lambda _: None).prepare())
+    return str(MLflowCallback(f"sqlite:///{database}", tell=lambda _: None).prepare(600))
 
 
 def test_what_it_made_is_all_that_mlflow_needs(store: Path) -> None:
@@ -79,8 +85,8 @@ class TestLasting:
         assert "experiment 'ww_opt' was deleted" in said
         assert f"mlflow experiments restore --experiment-id {number}" in said
         assert "--experiment" in said
-        other = MLflowCallback(f"sqlite:///{copy}", "other", on_trouble=lambda _: None)
-        assert other.prepare() is None
+        other = MLflowCallback(f"sqlite:///{copy}", "other", tell=lambda _: None)
+        assert other.prepare(600) is None
         client.restore_experiment(number)
         assert told(copy) == "None"
 
@@ -99,8 +105,9 @@ class TestLasting:
         ("error code 403 != 200. Permission denied", "refuses the login", False),
         ("error code 404 != 200. Response body: ''", "there is no MLflow server", False),
         ("error code 500 != 200", "500", True),
-        ("Max retries exceeded (Caused by NewConnectionError: Connection refused)", "Connection refused", True),
-        ("Read timed out", "timed out", True),
+        ("Max retries exceeded (Caused by NewConnectionError: Connection refused)", "no server answers at", True),
+        ("Read timed out", "does not answer in time", True),
+        ("too many 503 error responses", "is not well (503)", True),
         ("Failed to resolve 'nohost' ([Errno -2] Name or service not known)", "host of", False),
         ("SSLError: certificate verify failed", "cannot be trusted", False),
         ("No module named 'boto3'", "driver", False),

@@ -75,13 +75,13 @@ def _kept(
 
     result, accuracy, weights = found
     card = pick_card(study, host, result, weights, _folder(job.reference))
-    files: list[Path | None] = [weights]
+    files: list[Path | None] = []
     if card is not None:
         files.append(write_card(card, job.directory))
         click.echo(f"Settings, score and versions of the pick: {files[-1]}")
     files += [draw(host, job.directory), write_page(study, host, job, result)]
     trials = [trial for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()]
-    return of_study(card, result, accuracy, trials, _existing(files))
+    return of_study(card, result, accuracy, trials, _existing(files), weights)
 
 
 def _existing(files: Iterable[Path | None]) -> list[Path]:
@@ -136,12 +136,18 @@ def write_page(study: Study, host: optuna.Study, job: Job, result: Closing | Non
 
 def finish(tracker: MLflowCallback | None, host: optuna.Study, contents: Contents | None = None) -> None:
     """Write to MLflow what is not there yet, and say how to get there what could not be written."""
-    if tracker is None or not (missing := tracker.finish(host, contents=contents)):
+    from ww_opt.reporting.terminal import command_line
+
+    if tracker is None or not (left := tracker.finish(host, contents=contents)):
         return
-    some = f"{missing} trial{'s are' if missing > 1 else ' is'} not in MLflow"
-    if tracker.trouble is None or tracker.trouble.is_passing:
-        why = f" ({tracker.trouble.what})" if tracker.trouble is not None else ""
-        click.echo(f"{some} yet{why}; the same command, run again, writes them.", err=True)
+    trouble = tracker.trouble
+    some = f"{left} record{'s are' if left > 1 else ' is'} not in MLflow yet"
+    why = "" if trouble is None else f", since {trouble.what}"
+    if lost := tracker.n_lost_at_exit:
+        then = f"The disk took {lost} of them neither: the same command, run again, sends them."
+        click.echo(f"{some}{why}. {then}", err=True)
         return
-    then = "" if "same command" in tracker.trouble.remedy else "; then the same command, run again, writes them"
-    click.echo(f"{some}, since {tracker.trouble.what}. To have them there, {tracker.trouble.remedy}{then}.", err=True)
+    first = "" if trouble is None or trouble.is_passing else f" First {trouble.remedy}."
+    place = tracker.spool.relative_to(Path.cwd()) if tracker.spool.is_relative_to(Path.cwd()) else tracker.spool
+    command = command_line("ww-opt", "mlflow", "sync", str(place))
+    click.echo(f"{some}{why}.{first} To send what waits:\n  {command}", err=True)

@@ -17,6 +17,7 @@ from ww_opt.cli.compare import compare
 from ww_opt.cli.data_check import data_check
 from ww_opt.cli.exit_codes import BAD_INPUT, INTERRUPTED
 from ww_opt.cli.judge import judge
+from ww_opt.cli.mlflow import mlflow
 from ww_opt.cli.report import report
 from ww_opt.cli.run import run
 
@@ -42,6 +43,7 @@ def cli(context: click.Context) -> None:
     ww-opt data-check studies/digits.py  train on parts of the data, foresee what twice as much would give
     ww-opt analyze model.pt              read the spectra of a checkpoint, layer by layer
     ww-opt compare old.pt new.pt         say what changed between two checkpoints, and which layers broke
+    ww-opt mlflow sync                   send to MLflow what waits from when it was away
 
     \b
     Exit codes: 0 done, 1 your own code failed, or --fail-on found it, 2 bad input, 3 no trial completed,
@@ -51,7 +53,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (run, report, analyze, compare, judge, data_check):
+for command in (run, report, analyze, compare, judge, data_check, mlflow):
     cli.add_command(command)
 
 

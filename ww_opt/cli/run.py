@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import click
 
 from ww_opt.cli.ending import close, draw, finish, write_page
 from ww_opt.cli.exit_codes import FAILED, INTERRUPTED
+from ww_opt.cli.mlflow import SPOOL
 from ww_opt.cli.stored import place_of
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from ww_opt.study.study import Observer, Study
     from ww_opt.study.workers import Job
     from ww_opt.tracking.mlflow import MLflowCallback
-    from ww_opt.tracking.stores import Trouble
 
 __all__ = ["run"]
 
@@ -66,6 +67,15 @@ __all__ = ["run"]
     "--tracking-uri", help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else sqlite in --directory."
 )
 @click.option("--experiment", default="ww_opt", show_default=True, help="MLflow experiment; made where there is none.")
+@click.option(
+    "--log-weights",
+    "weights_mb",
+    type=float,
+    default=100.0,
+    show_default=True,
+    help="Send the best weights to MLflow where they are no larger than so many MB; 0: never.",
+)
+@click.option("--register", default="", metavar="NAME", help="Make the pick a version of this registered model.")
 @click.option("--no-mlflow", is_flag=True, help="Log nothing to MLflow.")
 @click.option(
     "--directory", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where files go."
@@ -123,22 +133,20 @@ def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLf
     storage = place_of(options["storage"], directory)
     job = Job(study_file, storage, directory, changes)
     study = job.study()
-    tracker = None if options["no_mlflow"] else _tracker(options, directory)
+    tracker = None if options["no_mlflow"] else _tracker(options, directory, study.name)
     directory.mkdir(parents=True, exist_ok=True)
     return study, replace(job, directory=directory / study.name), tracker
 
 
-def _tracker(options: dict[str, Any], directory: Path) -> MLflowCallback:
-    from ww_opt.tracking.mlflow import MLflowCallback
+def _tracker(options: dict[str, Any], directory: Path, name: str) -> MLflowCallback:
+    from ww_opt.study.weights_folder import weights_file
+    from ww_opt.tracking.mlflow import MLflowCallback, Weights
 
     default = f"sqlite:///{(directory / 'mlflow.db').resolve().as_posix()}"
     uri = options["tracking_uri"] or os.environ.get("MLFLOW_TRACKING_URI") or default
-    return MLflowCallback(uri, options["experiment"], on_trouble=_tell_trouble)
-
-
-def _tell_trouble(trouble: Trouble) -> None:
-    text = f"MLflow could not be written, since {trouble.what}. The study goes on; Optuna's storage has its records."
-    click.echo(text if trouble.is_passing else f"{text} To log it, {trouble.remedy}.", err=True)
+    weights = Weights(partial(weights_file, directory / name), options["weights_mb"] * 1e6, options["register"])
+    tell = partial(click.echo, err=True)
+    return MLflowCallback(uri, options["experiment"], spool=directory / SPOOL, weights=weights, tell=tell)
 
 
 def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: MLflowCallback | None) -> None:
@@ -157,10 +165,8 @@ def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: ML
         click.echo(carried.told, err=True)
     if many := too_many_parameters(study.objective, study.n_trials):
         click.echo(many, err=True)
-    if tracker is not None:
-        is_well = tracker.prepare() is None
-        if done and is_well:
-            tracker.sync(host)
+    if tracker is not None and tracker.prepare() is None:
+        tracker.sync(host, timeout=0.0)
     n_pruned = sum(trial.state.name == "PRUNED" for trial in host.get_trials(deepcopy=False))
     with Progress(study.name, study.n_trials, n_done=done, n_pruned=n_pruned) as progress:
         observers: list[Observer] = [progress, *([tracker] if tracker is not None else [])]

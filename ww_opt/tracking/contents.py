@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from ww_opt.search import records
 if TYPE_CHECKING:
     from ww_opt.study.closing import Closing, TestAccuracy
     from ww_opt.study.pick_card import PickCard
+
+_MAX_ROWS = 40  # of settings in the note: a tag has 8,000 characters
 
 __all__ = ["Contents", "best_late_accuracy", "finding_counts", "of_study", "rule_counts"]
 
@@ -31,12 +33,16 @@ class Contents:
         tags: what can: the pick and its settings, versions, counts.
         metrics: numbers at the end; finite.
         files: artifacts, each by its name.
+        weights: the state dict of the pick.
+        note: Markdown, below the line that counts the trials.
     """
 
-    params: dict[str, str]
-    tags: dict[str, str]
-    metrics: dict[str, float]
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    weights: Path | None = None
+    note: str = ""
 
 
 def of_study(
@@ -45,6 +51,7 @@ def of_study(
     accuracy: TestAccuracy | None,
     trials: Iterable[FrozenTrial],
     files: Iterable[Path] = (),
+    weights: Path | None = None,
 ) -> Contents:
     """Gather what is known of a study at its end.
 
@@ -53,7 +60,8 @@ def of_study(
         result: as from :func:`ww_opt.study.closing.closing`.
         accuracy: what the sealed test set said, if there is one.
         trials: its finished trials.
-        files: figure, report, ``pick.json`` and weights of the pick.
+        files: figure, report and ``pick.json``.
+        weights: the state dict of the pick.
     """
     trials = list(trials)
     tags = {f"ww_opt.{name}": "\n".join(getattr(result, name)) for name in ("alarms", "trust", "mattered")}
@@ -80,7 +88,29 @@ def of_study(
         values = {"pick": accuracy.pick, "median": accuracy.median, "retrained_pick": accuracy.again}
         metrics |= {f"sealed_{accuracy.metric}/{name}": value for name, value in values.items()}
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    return Contents(params, {name: text for name, text in tags.items() if text}, finite, tuple(files))
+    kept = {name: text for name, text in tags.items() if text}
+    return Contents(params, kept, finite, tuple(files), weights, _note(card, result))
+
+
+def _note(card: PickCard | None, result: Closing) -> str:
+    """What was found, in Markdown: first what must be read before the pick."""
+    parts = [
+        ("Read this first", result.alarms),
+        ("How far to trust it", result.trust),
+        ("What mattered", result.mattered),
+    ]
+    lists = [f"**{title}**\n\n" + "\n".join(f"- {line}" for line in lines) for title, lines in parts if lines]
+    if card is not None and card.params:
+        rows = "".join(f"\n| {_cell(name)} | {_cell(value)} |" for name, value in list(card.params.items())[:_MAX_ROWS])
+        lists.append(f"**Settings of the pick, trial {card.trial}**\n\n| setting | value |\n|---|---|{rows}")
+        if len(card.params) > _MAX_ROWS:
+            lists.append("All of them are in `pick.json`.")
+    return "\n\n".join(lists)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return re.sub(r"([\\|<>&])", r"\\\1", " ".join(text.split()))
 
 
 def _used(card: PickCard) -> dict[str, Any]:
@@ -110,9 +140,6 @@ def _rule(reason: str) -> str:
 
 def best_late_accuracy(trials: Iterable[FrozenTrial]) -> float:
     """Return the best accuracy on late examples at the end of a completed trial; NaN where none is known."""
-    known = [
-        looks[-1].late_accuracy
-        for trial in trials
-        if trial.state is TrialState.COMPLETE and (looks := records.looks(trial))
-    ]
+    completed = (trial for trial in trials if trial.state is TrialState.COMPLETE)
+    known = [list(column.values())[-1] for trial in completed if (column := records.column(trial, "late_accuracy"))]
     return max((value for value in known if math.isfinite(value)), default=math.nan)

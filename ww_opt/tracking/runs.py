@@ -1,34 +1,35 @@
-"""The runs of one experiment: finds, creates and fills them."""
+"""The runs of one experiment in MLflow: found, made once, and made one where two processes made two."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
+import os
 import threading
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from typing import Any, ParamSpec, TypeVar
 
-import optuna
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from optuna.trial import FrozenTrial, TrialState
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request, verify_rest_response
 
-from ww_opt.reporting import summary
-from ww_opt.search import records
-from ww_opt.search.ranking import best, is_interrupted, outcome
-from ww_opt.tracking.contents import Contents, best_late_accuracy
+from ww_opt.tracking.documents import Ended, Parent
 from ww_opt.tracking.stores import Deleted, make_whole
 
-__all__ = ["Runs", "finished", "quiet"]
+__all__ = ["Runs", "ask", "is_server", "post_once", "quiet"]
 
-_STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
-_KEY_LENGTH, _PARAM_LENGTH, _TAG_LENGTH = 250, 6000, 8000  # MLflow's own limits
-_TAGS_AT_ONCE = 100  # MLflow takes no more in a batch
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_KEY_LENGTH = 250  # MLflow's own limit
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow guesses, and opens its pages for prompts
+_TRIES, _PAUSE = 3, 0.1
+_SLOW = 1.0
+_MAY_PASS = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
 @contextlib.contextmanager
@@ -49,34 +50,67 @@ def quiet() -> Iterator[None]:
             place.removeFilter(is_foreign)
 
 
-class Runs:
-    """The runs of one experiment. Every method may raise; only the thread calls them.
+def ask(method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """Ask MLflow what may be asked twice: an answer that it is unwell, where it comes at once, is not the last word.
 
-    A child's final status comes last, so a run that is still RUNNING was interrupted. Writing it again changes
-    nothing in what it has: to MLflow, equal parameters and equal points (value, step and time) are the same.
+    Raises:
+        MlflowException: it said so three times, or took its time, or the fault is ours.
+    """
+    for left in reversed(range(_TRIES)):
+        started = time.monotonic()
+        try:
+            return method(*args, **named)
+        except (MlflowException, OSError) as error:
+            if not left or not _may_pass(error) or time.monotonic() - started > _SLOW:
+                raise
+            time.sleep(_PAUSE)
+    raise AssertionError("unreachable")
+
+
+def is_server(uri: str) -> bool:
+    """Whether an address is a server's."""
+    return uri.startswith(("http://", "https://"))
+
+
+def post_once(uri: str, endpoint: str, body: Mapping[str, Any]) -> Any:
+    """Ask a server once for something new: MLflow 3.17 itself asks again after a 500, and could make two."""
+    creds = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+    answer = http_request(creds, endpoint, "POST", max_retries=0, json=body)  # type: ignore[no-untyped-call]
+    return verify_rest_response(answer, endpoint).json()
+
+
+def _may_pass(error: Exception) -> bool:
+    return not isinstance(error, MlflowException) or error.error_code in _MAY_PASS
+
+
+class Runs:
+    """The runs of one experiment. Every method may raise; only one thread calls them.
+
+    Each run has the study's digest and the trial's number as tags, and is searched for before it is made.
     """
 
     def __init__(self, tracking_uri: str, experiment: str, artifact_location: str | None) -> None:
         self._tracking_uri = tracking_uri
         self._experiment = experiment
         self._artifact_location = artifact_location
+        self.registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri
         self._parents: dict[str, str] = {}
-        self._best: dict[str, int] = {}
-        self.written: defaultdict[str, set[int]] = defaultdict(set)  # study id -> trial numbers
 
     @cached_property
-    def _client(self) -> MlflowClient:
+    def client(self) -> MlflowClient:
+        """MLflow; its store is made where there is none."""
         make_whole(self._tracking_uri)
-        return MlflowClient(self._tracking_uri)
+        return MlflowClient(self._tracking_uri, registry_uri=self.registry_uri)
 
     @cached_property
-    def _experiment_id(self) -> str:
-        found = self._client.get_experiment_by_name(self._experiment)
+    def experiment_id(self) -> str:
+        """The experiment, which is made where there is none."""
+        found = ask(self.client.get_experiment_by_name, self._experiment)
         if found is None:
             try:
-                return self._client.create_experiment(self._experiment, self._artifact_location, _KIND)
+                return self.client.create_experiment(self._experiment, self._artifact_location, _KIND)
             except MlflowException:  # another process was quicker
-                found = self._client.get_experiment_by_name(self._experiment)
+                found = ask(self.client.get_experiment_by_name, self._experiment)
                 if found is None:
                     raise
         if found.lifecycle_stage == LifecycleStage.DELETED:
@@ -86,150 +120,97 @@ class Runs:
     @quiet()
     def prepare(self) -> None:
         """Make the store and the experiment where they are not there yet."""
-        assert self._experiment_id
+        assert self.experiment_id
 
     @quiet()
-    def recall(self, study: optuna.Study) -> None:
-        """Learn which trials MLflow already has."""
-        for run in self._search(study):
-            if "ww_opt.trial" in run.data.tags and run.info.status != "RUNNING":
-                self.written[summary.study_id(study)].add(int(run.data.tags["ww_opt.trial"]))
+    def recall(self, study_id: str) -> set[int]:
+        """Learn which trials MLflow has whole."""
+        found = (run for run in self.find(study_id) if run.info.status != "RUNNING")
+        return {int(run.data.tags["ww_opt.trial"]) for run in found if "ww_opt.trial" in run.data.tags}
 
-    @quiet()
-    def write(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Write one finished trial and what it changes in the parent; what is there already stays as it is."""
-        parent = self._parent(study)
-        number = {"ww_opt.trial": str(trial.number)}
-        run = next(iter(self._search(study, number)), None)
-        if run is None:
-            tags = {**_tags(study), **number, "mlflow.parentRunId": parent}
-            start = _milliseconds(trial.datetime_start)
-            run = self._client.create_run(self._experiment_id, start, tags, f"trial {trial.number}")
-        if run.info.status == "RUNNING":
-            _fill(self._client, run.info.run_id, trial)
-            self._update(parent, study, trial)
-            self._client.set_terminated(run.info.run_id, _status(trial), _milliseconds(trial.datetime_complete))
-        self.written[summary.study_id(study)].add(trial.number)
-
-    @quiet()
-    def end(self, study: optuna.Study, contents: Contents | None) -> None:
-        """Give the parent run what is known at the end; a study without a finished trial has no parent run."""
-        ends = [_milliseconds(trial.datetime_complete) for trial in finished(study)]
-        if not ends:
-            return
-        parent = self._parent(study)
-        if contents is not None:
-            _describe(self._client, parent, contents, max(ends), max(trial.number for trial in finished(study)))
-        self._client.set_terminated(parent, "FINISHED", max(ends))
-
-    def _search(self, study: optuna.Study, tags: Mapping[str, str] | None = None) -> list[Run]:
-        wanted = {"ww_opt.study_id": summary.study_id(study), **(tags or {})}
+    def find(self, study_id: str, tags: Mapping[str, str] | None = None) -> list[Run]:
+        """All runs of a study that have these tags, in an order that all processes see alike."""
+        wanted = {"ww_opt.study_id": study_id, **(tags or {})}
         query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in wanted.items())
         order = ["attributes.start_time", "attributes.run_id"]
         runs: list[Run] = []
         token = None
         while True:
-            page = self._client.search_runs([self._experiment_id], query, order_by=order, page_token=token)
+            page = ask(self.client.search_runs, [self.experiment_id], query, order_by=order, page_token=token)
             runs += page
             if not (token := page.token):
                 return runs
 
-    def _parent(self, study: optuna.Study) -> str:
-        key, role = summary.study_id(study), {"ww_opt.role": "study"}
-        if key not in self._parents:
-            run = next(iter(self._search(study, role)), None)
-            if run is None:
-                tags, name = {**_tags(study), **role}, study.study_name[:_KEY_LENGTH]
-                start = min(_milliseconds(trial.datetime_start) for trial in finished(study))
-                run = self._client.create_run(self._experiment_id, start, tags, name)
-            self._parents[key] = str(run.info.run_id)
-        return self._parents[key]
+    def parent(self, parent: Parent) -> Run:
+        """The run of a study, as it is now; made where there is none, or where it was deleted."""
+        known = self._parents.get(parent.id)
+        if known is not None:
+            run = ask(self.client.get_run, known)
+            if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
+                return run
+        role = {"ww_opt.role": "study"}
+        name = parent.name[:_KEY_LENGTH]
+        made = self._made(parent, role, role, (parent.start, name))
+        # workers that begin at once each make one; all see the same ones, in the same order, soon after
+        run = self._one_of(self.find(parent.id, role)) or made
+        self._parents[parent.id] = str(run.info.run_id)
+        return run
 
-    def _update(self, parent: str, study: optuna.Study, trial: FrozenTrial) -> None:
-        ended, moment = finished(study), _milliseconds(trial.datetime_complete)
-        before = [own for own in ended if _milliseconds(own.datetime_complete) <= moment]
-        values = {
-            "best_value": summary.best_value_at(study, ended, trial),
-            "best_late_accuracy": best_late_accuracy(before),
+    def child(self, parent: str, document: Ended) -> Run:
+        """The run of a trial, made where there is none."""
+        number = {"ww_opt.trial": str(document.trial)}
+        tags = {**number, "mlflow.parentRunId": parent}
+        return self._made(document.parent, number, tags, (document.start, f"trial {document.trial}"))
+
+    def _made(self, parent: Parent, key: Mapping[str, str], tags: Mapping[str, str], how: tuple[int, str]) -> Run:
+        """Find the run that has ``key``, or make it: after each failure it is looked for again."""
+        own = {"ww_opt.study_id": parent.id, "ww_opt.study.study": parent.name, "ww_opt.direction": parent.direction}
+        for left in reversed(range(_TRIES)):
+            if (run := self._one_of(self.find(parent.id, key))) is not None:
+                return run
+            started = time.monotonic()
+            try:
+                return self._created({**own, **tags}, *how)
+            except (MlflowException, OSError) as error:
+                if not left or not _may_pass(error) or time.monotonic() - started > _SLOW:
+                    raise
+                time.sleep(_PAUSE)
+        raise AssertionError("unreachable")
+
+    def _created(self, tags: Mapping[str, str], start: int, name: str) -> Run:
+        if not is_server(self._tracking_uri):
+            return self.client.create_run(self.experiment_id, start, dict(tags), name)
+        body = {
+            "experiment_id": self.experiment_id,
+            "start_time": start,
+            "run_name": name,
+            "user_id": "unknown",
+            "tags": [{"key": key, "value": value} for key, value in tags.items()],
         }
-        points = [Metric(key, own, moment, trial.number) for key, own in values.items() if math.isfinite(own)]
-        leader = best(study, ended)
-        text = summary.study_note(study, ended, leader)[:_TAG_LENGTH]
-        self._client.log_batch(parent, points, tags=[RunTag("mlflow.note.content", text)])
-        if leader is not None and leader.number != self._best.get(summary.study_id(study)):
-            self._mark_best(parent, study, leader.number)
+        found = post_once(self._tracking_uri, "/api/2.0/mlflow/runs/create", body)
+        return ask(self.client.get_run, str(found["run"]["info"]["run_id"]))
 
-    def _mark_best(self, parent: str, study: optuna.Study, number: int) -> None:
-        found = self._search(study, {"ww_opt.trial": str(number)})
-        if not found:
-            return  # yet to be written; it will mark itself
-        for run in self._search(study, {"ww_opt.best": "true"}):
-            self._client.delete_tag(run.info.run_id, "ww_opt.best")
-        run_id = str(found[0].info.run_id)
-        self._client.set_tag(run_id, "ww_opt.best", "true")
-        self._client.log_batch(
-            parent, tags=[RunTag("ww_opt.best_trial", str(number)), RunTag("ww_opt.best_run_id", run_id)]
-        )
-        self._best[summary.study_id(study)] = number
+    def _one_of(self, found: list[Run]) -> Run | None:
+        """The first of the runs of one thing; what the others have goes to it, and they go."""
+        for other in found[1:]:
+            _move(self, other, found[0])
+        return found[0] if found else None
 
 
-def _describe(client: MlflowClient, parent: str, contents: Contents, moment: int, step: int) -> None:
-    known = client.get_run(parent).data
-    params, tags, metrics = (summary.clean_names(own) for own in (contents.params, contents.tags, contents.metrics))
-    fresh = {params[name]: text for name, text in contents.params.items() if params[name] not in known.params}
-    stale = [name for name in known.tags if _is_counted(name) and name not in tags.values()]
-    for name in stale:  # of an earlier pick
-        client.delete_tag(parent, name)
-    for part in _parts([RunTag(tags[name], text[:_TAG_LENGTH]) for name, text in contents.tags.items()]):
-        client.log_batch(parent, tags=part)
-    client.log_batch(
-        parent,
-        [Metric(metrics[name], value, moment, step) for name, value in contents.metrics.items()],
-        [Param(name, text[:_PARAM_LENGTH]) for name, text in fresh.items()],
-    )
-    for file in contents.files:
-        client.log_artifact(parent, str(file))
-
-
-def _fill(client: MlflowClient, run_id: str, trial: FrozenTrial) -> None:
-    params, points = summary.parameters(trial), summary.curves(trial)
-    names, keys = summary.clean_names(params), summary.clean_names(name for name, _ in points)
-    moment = _milliseconds(trial.datetime_complete)
-    text, reason = summary.note(trial, _TAG_LENGTH), records.reason(trial)[:_TAG_LENGTH]
-    tags = {"mlflow.note.content": text, "ww_opt.reason": reason, "ww_opt.outcome": outcome(trial)}
-    client.log_batch(
-        run_id,
-        [Metric(keys[name], value, moment, step) for (name, step), value in points.items()],
-        [Param(names[name], str(value)[:_PARAM_LENGTH]) for name, value in params.items()],
-        [RunTag(name, text) for name, text in tags.items() if text],
-    )
-    table = summary.layer_table(trial)
-    if table.rows:
-        client.log_text(run_id, table.to_json(), "layers.json")
-        client.log_text(run_id, table.to_csv(), "layers.csv")
-
-
-def _tags(study: optuna.Study) -> dict[str, str]:
-    key, directions = summary.study_id(study), ",".join(direction.name.lower() for direction in study.directions)
-    return {"ww_opt.study.study": study.study_name, "ww_opt.study_id": key, "ww_opt.direction": directions}
-
-
-def _status(trial: FrozenTrial) -> str:
-    return "KILLED" if is_interrupted(trial) else _STATUS[trial.state]
-
-
-def _is_counted(tag: str) -> bool:
-    return tag.startswith(("ww_opt.pick.", "ww_opt.finding.", "ww_opt.pruned.", "ww_opt.alarms", "ww_opt.trust"))
-
-
-def _parts(tags: list[RunTag]) -> Iterator[list[RunTag]]:
-    return (tags[i : i + _TAGS_AT_ONCE] for i in range(0, len(tags), _TAGS_AT_ONCE))
-
-
-def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that have ended in any way."""
-    return study.get_trials(deepcopy=False, states=tuple(_STATUS))
-
-
-def _milliseconds(moment: datetime | None) -> int:
-    return int((moment or datetime.now()).timestamp() * 1000)
+def _move(runs: Runs, other: Run, kept: Run) -> None:
+    """Give a run's children, points, parameters and tags to another that stands for the same thing, and delete it."""
+    client, own = runs.client, kept.info.run_id
+    for child in runs.find(other.data.tags["ww_opt.study_id"], {"mlflow.parentRunId": other.info.run_id}):
+        ask(client.set_tag, child.info.run_id, "mlflow.parentRunId", own)
+    points = [point for key in other.data.metrics for point in ask(client.get_metric_history, other.info.run_id, key)]
+    params = [Param(key, value) for key, value in other.data.params.items() if key not in kept.data.params]
+    # what a tag says of files is not true of the other run
+    foreign = ("ww_opt.file.", "ww_opt.weights", "mlflow.")
+    tags = [
+        RunTag(key, value)
+        for key, value in other.data.tags.items()
+        if key not in kept.data.tags and not key.startswith(foreign)
+    ]
+    copies = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
+    ask(client.log_batch, own, copies, params, tags)
+    ask(client.delete_run, other.info.run_id)

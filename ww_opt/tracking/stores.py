@@ -13,8 +13,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from ww_opt.study.first_use import database_file, place_whole
+from ww_opt.tracking.secrets import scrubbed
 
-__all__ = ["HTTP_DEFAULTS", "Deleted", "Trouble", "check", "files_beside", "make_whole", "shown", "trouble"]
+__all__ = ["HTTP_DEFAULTS", "Deleted", "Trouble", "check", "files_beside", "make_whole", "trouble"]
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 HTTP_DEFAULTS = {
@@ -60,9 +61,9 @@ def check(uri: str) -> None:
             MlflowClient(uri)
         except MlflowException as error:
             raise ValueError(
-                f"`tracking_uri` must name a store that MLflow can write, but got {uri!r}: {error.message} "
-                "Use an address such as 'sqlite:///mlflow.db' or 'http://localhost:5000'."
-            ) from error
+                f"`tracking_uri` must name a store that MLflow can write, but got {scrubbed(uri)!r}: "
+                f"{scrubbed(str(error.message))} Use an address such as 'sqlite:///mlflow.db' or 'http://localhost:5000'."
+            ) from None  # its own message has the password
         for name, value in HTTP_DEFAULTS.items():
             os.environ.setdefault(name, value)
 
@@ -88,11 +89,6 @@ def _make(aside: Path) -> None:
     SqlAlchemyStore(f"sqlite:///{aside.as_posix()}", "./mlruns").engine.dispose()  # type: ignore[no-untyped-call]
 
 
-def shown(uri: str) -> str:
-    """An address without the password in it."""
-    return re.sub(r"//[^/\s]+@", "//***@", uri)
-
-
 def trouble(error: BaseException, uri: str, experiment: str) -> Trouble:
     """Tell a cause that lasts until somebody mends it from one that passes, and how to mend it.
 
@@ -103,7 +99,7 @@ def trouble(error: BaseException, uri: str, experiment: str) -> Trouble:
     """
     text = " ".join(f"{type(error).__name__}: {error}".split())
     file = database_file(uri)
-    where = shown(uri)
+    where = scrubbed(uri)
     if isinstance(error, Deleted):
         return Trouble(
             f"experiment {experiment!r} was deleted",
@@ -121,7 +117,10 @@ def trouble(error: BaseException, uri: str, experiment: str) -> Trouble:
         if re.search(pattern, text, re.IGNORECASE):
             names = {"uri": where, "file": str(file or where), "experiment": experiment}
             return Trouble(what.format(**names), remedy.format(**names), is_passing)
-    return Trouble(shown(text)[:300], f"check MLflow at {where}", True)
+    if status := re.search(r"error code (5\d\d)|too many (5\d\d) error|(5\d\d) Server Error", text):
+        code = next(filter(None, status.groups()))
+        return Trouble(f"{where} answers that it is not well ({code})", "wait until it is, or see its log", True)
+    return Trouble(scrubbed(text)[:300], f"check MLflow at {where}", True)
 
 
 _MOVE = (
@@ -142,6 +141,13 @@ _TROUBLES = (
     (r"Can't locate revision", "{file} was made by a newer MLflow", f"install that version, or {_OTHER}", False),
     (r"duplicate column|already exists \[SQL|table \S+ already exists|no such (table|column)", _HALF, _MOVE, False),
     (r"not a database|malformed", "{file} is damaged, or is no database", _MOVE, False),
+    (
+        r"Connection refused|NewConnectionError|Connection reset|RemoteDisconnected|Connection aborted",
+        "no server answers at {uri}",
+        "start it, or check the address",
+        True,
+    ),
+    (r"timed? ?out|timeout", "{uri} does not answer in time", "wait until it does, or check the address", True),
     (r"disk is full|No space left|Errno 28|quota exceeded", "the disk is full", "free some space", True),
     (r"database is locked", "another program holds {file}", "wait until it is done", True),
     (
