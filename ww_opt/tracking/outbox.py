@@ -161,17 +161,18 @@ class Outbox:
     def flush(self, timeout: float) -> int:
         """Send for at most ``timeout`` seconds, or until MLflow is found unwell; tell how many records are left."""
         deadline = time.monotonic() + timeout
-        self.background.submit(partial(self._flush, deadline))
+
+        def work() -> None:
+            self.breaker.try_again()
+            self.trouble = None
+            if self._n_let_go:
+                self.adopt()
+            while self._waiting and not self.breaker.is_open and time.monotonic() < deadline:
+                self.send()
+
+        self.background.submit(work)
         self.background.wait(timeout)
         return len(self)
-
-    def _flush(self, deadline: float) -> None:
-        self.breaker.try_again()
-        self.trouble = None
-        if self._n_let_go:
-            self.adopt()
-        while self._waiting and not self.breaker.is_open and time.monotonic() < deadline:
-            self.send()
 
     def close(self) -> None:
         """Let go of all files, so that others may send what is in them; once more try to keep what only memory has."""
