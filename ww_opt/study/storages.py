@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from ww_opt.study.first_use import database_file, place_whole
+from ww_opt.study.journals import Journal, NoJournal
 
 T = TypeVar("T")
 
@@ -77,7 +77,10 @@ def reading(storage: object, action: Callable[[], T]) -> T:
 
 def _opened(storage: str) -> BaseStorage:
     if _is_journal(storage):
-        return JournalStorage(JournalFileBackend(storage))
+        try:
+            return JournalStorage(Journal(Path(storage)))
+        except NoJournal as error:
+            raise StorageError(f"--storage must be a journal, but {error}") from error
     if "://" not in storage:
         raise StorageError(
             f"--storage must be a database URL or a file NAME.journal, but got {storage!r}: "
