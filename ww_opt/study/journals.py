@@ -200,7 +200,8 @@ class JournalLock(JournalFileOpenLock):
 
     def _link(self, *, may_inherit: bool) -> bool:
         """Make the lock file; whether it is ours now."""
-        self._own.touch()
+        if not self._own.exists():  # to touch it would touch the lock of one who died, which must not seem to move
+            self._own.touch()
         try:
             os.link(self._own, self._lock)
         except FileExistsError:
