@@ -27,11 +27,18 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_OF_THE_STUDY = ("n_trials", "timeout", "timeout_per_trial", "seed", "start", "carry_over", "changed_space")
+
 
 @click.command()
 @click.argument("study_file", metavar="STUDY")
 @click.option("--n-trials", type=int, help="Trials in all, those of earlier runs included. Default: the study's own.")
 @click.option("--timeout", type=float, help="Seconds after which no new trial starts. Default: the study's own.")
+@click.option(
+    "--timeout-per-trial",
+    type=float,
+    help="Seconds after which a trial fails. Default: the study's own, which has none.",
+)
 @click.option(
     "--storage", help="Optuna storage: a database URL or a file NAME.journal. Default: sqlite in --directory."
 )
@@ -114,7 +121,10 @@ def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLf
 
     if options["workers"] < 1:
         raise ValueError(f"`workers >= 1` must hold, but got workers={options['workers']}.")
-    given = {name: options[name] for name in ("n_trials", "timeout", "seed", "start", "carry_over", "changed_space")}
+    given = {
+        name: options[name]
+        for name in ("n_trials", "timeout", "timeout_per_trial", "seed", "start", "carry_over", "changed_space")
+    }
     changes = {key: value for key, value in {**given, "name": options["study_name"]}.items() if value is not None}
     if options["catch"] is not None:
         changes["catch"] = (Exception,) if options["catch"] else ()
@@ -163,7 +173,8 @@ def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: ML
     n_pruned = sum(trial.state.name == "PRUNED" for trial in host.get_trials(deepcopy=False))
     with Progress(study.name, study.n_trials, n_done=done, n_pruned=n_pruned) as progress:
         observers: list[Observer] = [progress, *([tracker] if tracker is not None else [])]
-        if n_workers > 1:
+        # what hangs outside of Python can only be killed, and that from another process
+        if n_workers > 1 or study.timeout_per_trial is not None:
             ended = run_workers(job, host, n_workers, observers)
         else:
             ended = run_here(study, host, job.directory, observers)

@@ -6,15 +6,17 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from ww_opt.study.first_use import database_file, place_whole
 from ww_opt.study.journals import Journal, NoJournal
+from ww_opt.study.patience import Patience
+from ww_opt.study.shared_storage import SharedStorage
 
 T = TypeVar("T")
 
@@ -22,6 +24,7 @@ __all__ = ["StorageError", "file_of", "open_storage", "reading", "shown"]
 
 _SQLITE_SECONDS = 60
 _TRIES = 3
+_ALIVE = {"connect_timeout": 10, "keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 4}
 _MADE_MEANWHILE = re.compile(r"already exists|duplicate key|UNIQUE constraint", re.IGNORECASE)
 
 
@@ -78,19 +81,25 @@ def reading(storage: object, action: Callable[[], T]) -> T:
 def _opened(storage: str) -> BaseStorage:
     if _is_journal(storage):
         try:
-            return JournalStorage(Journal(Path(storage)))
+            backend: BaseStorage = JournalStorage(Journal(Path(storage)))
         except NoJournal as error:
             raise StorageError(f"--storage must be a journal, but {error}") from error
+        return _shared(backend, storage)
     if "://" not in storage:
         raise StorageError(
             f"--storage must be a database URL or a file NAME.journal, but got {storage!r}: "
             f"write sqlite:///{storage} for an SQLite file."
         )
     file = database_file(storage)
-    if file is None:
-        return _database(storage)
-    place_whole(file, lambda aside: _made(f"sqlite:///{aside.as_posix()}"))
-    return _database(storage)
+    if file is not None:
+        place_whole(file, lambda aside: _made(f"sqlite:///{aside.as_posix()}"))
+    return _shared(get_storage(_database(storage)), storage)
+
+
+def _shared(backend: BaseStorage, storage: str) -> SharedStorage:
+    is_remote = file_of(storage) is None
+    patience = Patience(shown(storage))
+    return SharedStorage(backend, storage, patience, is_remote=is_remote)  # type: ignore[abstract]
 
 
 def _made(url: str) -> None:
@@ -98,17 +107,29 @@ def _made(url: str) -> None:
 
 
 def _database(url: str) -> RDBStorage:
-    # workers write one after the other, and a busy disk makes them wait longer than the default of 5 seconds
-    is_sqlite = make_url(url).get_backend_name() == "sqlite"
-    options = {"connect_args": {"timeout": _SQLITE_SECONDS}} if is_sqlite else None
     for left in reversed(range(_TRIES)):
         try:
-            return RDBStorage(url, engine_kwargs=options)
+            return RDBStorage(url, engine_kwargs=_engine_options(url))
         except SQLAlchemyError as error:
             if not left or not _MADE_MEANWHILE.search(str(error)):
                 raise
             time.sleep(0.5)  # another process makes the tables just now
     raise AssertionError("unreachable")
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    parsed = make_url(url)
+    name = parsed.get_backend_name()
+    if name == "sqlite":
+        # workers write one after the other, and a busy disk makes them wait longer than the default of 5 seconds
+        return {"connect_args": {"timeout": _SQLITE_SECONDS}}
+    # servers drop idle connections, and Optuna asks whether one still holds with MySQL alone
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if name == "postgresql" and parsed.get_driver_name() in ("psycopg", "psycopg2"):
+        # one that does not answer is given up after some 40 seconds, not after hours; what the URL says goes first
+        asked = {**_ALIVE, **parsed.query}
+        options["connect_args"] = {key: asked[key] for key in _ALIVE}
+    return options
 
 
 def _told(where: str, error: BaseException) -> str:
