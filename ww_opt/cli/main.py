@@ -16,6 +16,7 @@ from ww_opt.cli.data_check import data_check
 from ww_opt.cli.exit_codes import BAD_INPUT, INTERRUPTED
 from ww_opt.cli.judge import judge
 from ww_opt.cli.run import run
+from ww_opt.cli.worker import storage_proxy, worker
 
 __all__ = ["cli", "main"]
 
@@ -34,6 +35,7 @@ def cli(context: click.Context) -> None:
 
     \b
     ww-opt run studies/digits.py         search a study's space, log to MLflow, show what was found
+    ww-opt worker studies/digits.py      take trials of a study, on any machine that reaches its --storage
     ww-opt judge studies/digits.py       train its pick and rivals afresh, judge them by the sealed test set
     ww-opt data-check studies/digits.py  train on parts of the data, foresee what twice as much would give
     ww-opt analyze model.pt              read the spectra of a checkpoint, layer by layer
@@ -45,7 +47,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (run, analyze, judge, data_check):
+for command in (run, worker, analyze, judge, data_check, storage_proxy):
     cli.add_command(command)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
@@ -22,8 +23,20 @@ from ww_opt.study.stale import BEAT_SECONDS, GRACE_SECONDS, is_alive, requeue_st
 from ww_opt.study.storages import file_of
 from ww_opt.study.turns import turn
 
-__all__ = ["AtWork", "NoneLeft", "n_finished", "n_taken", "turn_name"]
+__all__ = [
+    "AtWork",
+    "NoneLeft",
+    "leave_at_once",
+    "n_finished",
+    "n_taken",
+    "remember_budget",
+    "remembered_budget",
+    "turn_name",
+]
 
+_BUDGET = "ww_opt:n_trials"
+_INTERRUPTED = 130
+_LAST_SECONDS = 1.5
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,6 +52,18 @@ def n_finished(host: optuna.Study) -> int:
 def n_taken(host: optuna.Study) -> int:
     """Count the trials that used up budget or are about to: those, too, that a living process runs."""
     return sum(_counts(trial, host) for trial in host.get_trials(deepcopy=False))
+
+
+def remember_budget(host: optuna.Study, n_trials: int) -> None:
+    """Leave with a study how many trials it is to have in all, for workers that are not told."""
+    if host.user_attrs.get(_BUDGET) != n_trials:
+        host.set_user_attr(_BUDGET, n_trials)
+
+
+def remembered_budget(host: optuna.Study) -> int | None:
+    """Return what :func:`remember_budget` left; ``None`` where nothing was."""
+    found = host.user_attrs.get(_BUDGET)
+    return None if found is None else int(found)
 
 
 def turn_name(host: optuna.Study) -> str:
@@ -128,6 +153,24 @@ class AtWork(AbstractContextManager["AtWork"]):
             if time.monotonic() - last > 3 * BEAT_SECONDS:
                 self._trusts_others_after = time.monotonic() + GRACE_SECONDS
             last = time.monotonic()
+
+
+def leave_at_once(host: optuna.Study, on_stuck: Callable[[], None] | None = None) -> None:
+    """Put the trial that this process runs back into the queue, and end the process, from any thread.
+
+    Where the storage cannot be reached in time, the trial is left as one of a process that is gone.
+    """
+    storage = host._storage
+    running = storage.running if isinstance(storage, SharedStorage) else None
+    if running is not None:
+        put_back = threading.Thread(
+            target=storage.set_trial_state_values, args=(running, TrialState.WAITING), daemon=True
+        )
+        put_back.start()
+        put_back.join(_LAST_SECONDS)
+    if on_stuck is not None:
+        on_stuck()
+    os._exit(_INTERRUPTED)
 
 
 def _counts(trial: FrozenTrial, host: optuna.Study) -> bool:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ww_opt.study.patience import Patience
 from ww_opt.study.presence import Process, this_process
 
-__all__ = ["SharedStorage", "Stamp", "stamps"]
+__all__ = ["PatientStorage", "SharedStorage", "Stamp", "stamps"]
 
 _STAMP = "ww_opt:process:"
 _TOKEN = "ww_opt:token"
@@ -42,11 +42,11 @@ def stamps(trial: FrozenTrial) -> list[Stamp]:
     ]
 
 
-def _passes_on(*names: str) -> Callable[[type[BaseStorage]], type[BaseStorage]]:
+def _passes_on(*names: str) -> Callable[[type[BaseStorage]], Any]:
     """Give a storage the methods of its backend, each tried until the connection holds."""
 
     def passing(name: str) -> Callable[..., Any]:
-        def call(self: SharedStorage, *args: Any, **kwargs: Any) -> Any:
+        def call(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
             return self.patience.tried(lambda _: getattr(self.backend, name)(*args, **kwargs))
 
         call.__name__ = name
@@ -66,10 +66,23 @@ def _passes_on(*names: str) -> Callable[[type[BaseStorage]], type[BaseStorage]]:
     *("get_all_studies", "get_trial_id_from_study_id_trial_number", "get_trial_number_from_id", "get_trial_param"),
     *("get_trial", "get_all_trials", "get_n_trials", "get_best_trial", "get_trial_params", "get_trial_user_attrs"),
     *("get_trial_system_attrs", "remove_session", "set_trial_param", "set_trial_intermediate_value"),
-    *("set_trial_user_attr", "set_trial_system_attr"),
+    *("set_trial_user_attr", "set_trial_system_attr", "create_new_trial", "set_trial_state_values"),
 )
-class SharedStorage(BaseStorage):
-    """A storage of Optuna's that waits where it cannot be reached, and knows who runs which trial.
+class PatientStorage(BaseStorage):
+    """A storage of Optuna's that waits where it cannot be reached.
+
+    Args:
+        backend: Optuna's own.
+        address: its URL or file.
+        patience: how long it is waited for.
+    """
+
+    def __init__(self, backend: BaseStorage, address: str, patience: Patience) -> None:
+        self.backend, self.address, self.patience = backend, address, patience
+
+
+class SharedStorage(PatientStorage):
+    """A storage that knows who runs which trial, and bears that an answer is lost.
 
     A trial gets the stamp of its process with the very write that creates it, or before that which takes it from the
     queue; so of a running trial it is always known whose it is, and whether that process is still there.
@@ -86,7 +99,7 @@ class SharedStorage(BaseStorage):
     """
 
     def __init__(self, backend: BaseStorage, address: str, patience: Patience, *, is_remote: bool) -> None:
-        self.backend, self.address, self.patience = backend, address, patience
+        super().__init__(backend, address, patience)
         self.running: int | None = None
         self.ended: int | None = None
         self._is_remote = is_remote

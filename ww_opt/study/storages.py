@@ -1,4 +1,4 @@
-"""Where Optuna keeps a study: made whole at its first use, and errors told by their cause."""
+"""Where Optuna keeps a study: opened by its address, made whole at its first use, and errors told by their cause."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from ww_opt.study.first_use import database_file, place_whole
 from ww_opt.study.journals import Journal, NoJournal
 from ww_opt.study.patience import Patience
-from ww_opt.study.shared_storage import SharedStorage
+from ww_opt.study.remote import REMOTE, open_remote
+from ww_opt.study.secrets import shown, without_password
+from ww_opt.study.shared_storage import PatientStorage, SharedStorage
 
 T = TypeVar("T")
 
-__all__ = ["StorageError", "file_of", "open_storage", "reading", "shown"]
+__all__ = ["StorageError", "file_of", "open_behind_proxy", "open_storage", "reading", "shown"]
 
 _SQLITE_SECONDS = 60
 _TRIES = 3
@@ -44,6 +46,17 @@ def open_storage(storage: str | BaseStorage | None) -> str | BaseStorage | None:
     if not isinstance(storage, str):
         return storage
     return reading(storage, lambda: _opened(storage))
+
+
+def open_behind_proxy(storage: str) -> BaseStorage:
+    """Open a database for the gRPC proxy: patient, but the stamps on trials are those of the clients.
+
+    Raises:
+        StorageError: see :func:`reading`.
+    """
+    opened = open_storage(storage)
+    assert isinstance(opened, SharedStorage)
+    return PatientStorage(opened.backend, storage, opened.patience)  # type: ignore[abstract]
 
 
 def file_of(storage: str) -> Path | None:
@@ -75,7 +88,7 @@ def reading(storage: object, action: Callable[[], T]) -> T:
     ) as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(_told(shown(storage), error)) from error
+        raise StorageError(without_password(_told(shown(storage), error), storage)) from error
 
 
 def _opened(storage: str) -> BaseStorage:
@@ -87,9 +100,11 @@ def _opened(storage: str) -> BaseStorage:
         return _shared(backend, storage)
     if "://" not in storage:
         raise StorageError(
-            f"--storage must be a database URL or a file NAME.journal, but got {storage!r}: "
+            f"--storage must be a database URL or a file NAME.journal, but got {shown(storage)}: "
             f"write sqlite:///{storage} for an SQLite file."
         )
+    if storage.startswith(REMOTE):
+        return _shared(open_remote(storage), storage)
     file = database_file(storage)
     if file is not None:
         place_whole(file, lambda aside: _made(f"sqlite:///{aside.as_posix()}"))
@@ -139,7 +154,10 @@ def _told(where: str, error: BaseException) -> str:
     if isinstance(error, ArgumentError):
         return f"--storage must be a database URL or a file NAME.journal, but {where} gives: {first}"
     if isinstance(error, ImportError):
-        return f"--storage needs the database's driver, but {where} gives: {first} Install it, or take sqlite:///."
+        return (
+            f"--storage needs the database's driver, but {where} gives: {first} Install it (`pip install "
+            "'ww_opt[dist]'` has those of PostgreSQL, Redis and gRPC), or take sqlite:///."
+        )
     for pattern, remedy in _REMEDIES:
         if re.search(pattern, text, re.IGNORECASE):
             return f"{cause}. {remedy}"
@@ -165,8 +183,8 @@ _REMEDIES = (
         "The server refuses the login: check user and password in --storage.",
     ),
     (
-        r"could not translate host|name or service not known|connection refused|could not connect|can't connect|"
-        r"timed? ?out|no route to host|network is unreachable",
+        r"could not translate host|failed to resolve host|name or service not known|connection refused|"
+        r"could not connect|can't connect|error -?\d+ connecting|timed? ?out|no route to host|network is unreachable",
         "The server cannot be reached: check host and port in --storage, and that it runs.",
     ),
     (r"database .* does not exist|unknown database", "Create the database, or name another in --storage."),
@@ -177,8 +195,3 @@ _REMEDIES = (
     ),
     (r"disk is full|no space left", "Free some space, or choose another --storage."),
 )
-
-
-def shown(storage: object) -> str:
-    """How a storage is written where people read it: without a password."""
-    return repr(re.sub(r"//[^/\s]+@", "//***@", storage)) if isinstance(storage, str) else type(storage).__name__

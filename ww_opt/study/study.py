@@ -24,7 +24,7 @@ from ww_opt.search.repeats import n_leaders
 from ww_opt.search.sampler import LayerwiseSampler
 from ww_opt.search.stopping import is_converged
 from ww_opt.study.beginning import enqueue_start, recognise
-from ww_opt.study.budget import AtWork, NoneLeft, n_finished, turn_name
+from ww_opt.study.budget import AtWork, NoneLeft, leave_at_once, n_finished, turn_name
 from ww_opt.study.endings import NOTHING_LEFT, Failures, Observer, Passed, Stops, is_exhausted
 from ww_opt.study.faults import is_bad_input, place_of
 from ww_opt.study.identity import check_same_values
@@ -217,11 +217,13 @@ def run(
     observers: Sequence[Observer] = (),
     *,
     may_start: Callable[[], bool] = lambda: True,
+    on_stuck: Callable[[], None] | None = None,
 ) -> str:
     """Run trials in this process until the study has ``n_trials``, its time is up, or somebody calls ``study.stop()``.
 
     Ctrl-C and SIGTERM end the trial at hand: it is recorded as failed, and its settings come first when the study goes
-    on. Between trials they wait until the books are closed.
+    on. Between trials they wait until the books are closed. Where that has not come to its end after eight seconds, the
+    trial is put back into the queue, and the process exits with code 130.
 
     Args:
         study: what is run.
@@ -229,6 +231,7 @@ def run(
         directory: where weights are kept.
         observers: called after each trial.
         may_start: asked before each trial, beside the budget, which all processes of the study share.
+        on_stuck: called before such an exit, to say how to go on.
 
     Returns:
         Who stopped the study before its budget was used up, in a sentence; empty where nobody did.
@@ -245,7 +248,7 @@ def run(
     deadline = math.inf if study.timeout is None else time.monotonic() + study.timeout
     callbacks = [*observers, *([keep_only_best(directory)] if study.keep_weights == "best" else [])]
     at_work = AtWork(host, study.n_trials)
-    with Interruptions() as interruptions, Stops(host) as stops, at_work:
+    with Interruptions(lambda: leave_at_once(host, on_stuck)) as interruptions, Stops(host) as stops, at_work:
         kept = replace(study.objective, on_trained=keep_all(directory))
         objective = stops.inside(recorded(kept, interruptions, Failures(study.catch), study.timeout_per_trial))
         while not (interruptions.is_due or stops.is_over) and time.monotonic() < deadline and may_start():
@@ -256,7 +259,11 @@ def run(
                 continue
             with turn(turn_name(host)):
                 enqueue_start(host)
-            if not _next_is_planned(study, host):
+                is_planned = _next_is_planned(study, host)
+            if is_planned is None:
+                time.sleep(_POLL_SECONDS)
+                continue
+            if not is_planned:
                 return CONVERGED
             with suppress(NoneLeft), at_work.bearing_loss():
                 host.optimize(objective, n_trials=1, callbacks=[stops.after_trial, *callbacks], catch=(Passed,))
@@ -265,7 +272,7 @@ def run(
     return stops.said
 
 
-def _next_is_planned(study: Study, host: optuna.Study) -> bool:
-    """Whether there is a trial to run: one more of the search, or a repeat, which is queued."""
+def _next_is_planned(study: Study, host: optuna.Study) -> bool | None:
+    """Whether there is a trial to run: one more of the search, or a repeat, which is queued; ``None``: wait."""
     n, is_done = n_leaders(study.n_trials, study.n_repeats), study.stop_early and is_converged(host)
     return plan_repeat(host, study.n_trials, n, study.n_repeats, is_done=is_done)
