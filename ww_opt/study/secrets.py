@@ -7,7 +7,7 @@ import re
 __all__ = ["has_password", "shown", "without_password"]
 
 _USER = re.compile(r"(?<=://)\S*@")
-_PASSWORD = re.compile(r"(?<=://)([^:@\s]*):\S*@")
+_PASSWORD = re.compile(r"(?<=://)(?<!sqlite://)([^:@\s]*):\S*@")
 _ASKED = re.compile(r"([?&](?:password|passwd|pwd|sslpassword)=)[^&\s]*", re.IGNORECASE)
 
 
@@ -27,6 +27,4 @@ def without_password(text: str, storage: object = None) -> str:
     """Take passwords out of a text that holds addresses, and that of ``storage`` wherever it stands."""
     if isinstance(storage, str) and (found := re.search(r"://[^:@\s]*:(\S+)@", storage)):
         text = text.replace(found[1], "***")
-    if text.startswith("sqlite"):
-        return text
     return _ASKED.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -11,10 +12,12 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from ww_opt.study.params_at_once import Parameter, write_parameters
 from ww_opt.study.patience import Patience
 from ww_opt.study.presence import Process, this_process
 
@@ -47,6 +50,7 @@ def _passes_on(*names: str) -> Callable[[type[BaseStorage]], Any]:
 
     def passing(name: str) -> Callable[..., Any]:
         def call(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+            self.flush()
             return self.patience.tried(lambda _: getattr(self.backend, name)(*args, **kwargs))
 
         call.__name__ = name
@@ -80,9 +84,12 @@ class PatientStorage(BaseStorage):
     def __init__(self, backend: BaseStorage, address: str, patience: Patience) -> None:
         self.backend, self.address, self.patience = backend, address, patience
 
+    def flush(self) -> None:
+        """Write what was kept back: nothing."""
+
 
 class SharedStorage(PatientStorage):
-    """A storage that knows who runs which trial, and bears that an answer is lost.
+    """A storage that knows who runs which trial, bears that an answer is lost, and writes settings in one go.
 
     A trial gets the stamp of its process with the very write that creates it, or before that which takes it from the
     queue; so of a running trial it is always known whose it is, and whether that process is still there.
@@ -104,9 +111,12 @@ class SharedStorage(PatientStorage):
         self.ended: int | None = None
         self._is_remote = is_remote
         self._key = _STAMP + uuid.uuid4().hex[:12]
+        self._kept_back: list[Parameter] = []
+        self._turn = threading.RLock()  # looks in the background write, too
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Create a trial, once, although the answer may be lost; one that runs gets our stamp."""
+        self.flush()
         token = uuid.uuid4().hex if self._is_remote else None
         if template_trial is None:
             template = FrozenTrial(
@@ -142,6 +152,7 @@ class SharedStorage(PatientStorage):
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set a state, once, although the answer may be lost; what is taken from the queue gets our stamp first."""
+        self.flush()
         if state is TrialState.RUNNING:
             self._put_stamp(trial_id, self._stamp())
             # where the answer was lost and somebody has it now, that may be us: it is found to be nobody's, and done
@@ -167,6 +178,28 @@ class SharedStorage(PatientStorage):
                 self.running = None
         self.ended = trial_id
         return found
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """Keep back a parameter of the trial that runs here, until anything else is read or written."""
+        if trial_id != self.running:
+            self.flush()
+            own = Parameter(param_name, param_value_internal, distribution)
+            self.patience.tried(lambda _: write_parameters(self.backend, trial_id, [own]))
+            return
+        with self._turn:
+            self._kept_back.append(Parameter(param_name, param_value_internal, distribution))
+
+    def flush(self) -> None:
+        """Write the parameters that were kept back, in one go."""
+        if not self._kept_back:
+            return
+        with self._turn:
+            kept_back, self._kept_back = self._kept_back, []
+            trial_id = self.running
+            if kept_back and trial_id is not None:
+                self.patience.tried(lambda _: write_parameters(self.backend, trial_id, kept_back))
 
     def beat(self) -> None:
         """Say that this process is alive, with the trial that it runs; without patience, and without one no-op."""
