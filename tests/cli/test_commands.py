@@ -630,6 +630,7 @@ class TestWorker:
             ("own.journal", "a journal, which the proxy does not carry"),
             ("redis://me:secret@host", "a journal, which the proxy does not carry"),
             ("grpc://host", "a proxy itself"),
+            ("sqlite:///a.db", "SQLite locks no rows"),
         ],
     )
     def test_the_proxy_refuses_what_it_cannot_carry(self, ww: Runner, storage: str, message: str) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
@@ -16,6 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 import ww_opt
+from tests.study.postgres import Server
 from ww_opt.search import records
 from ww_opt.study.presence import is_gone
 from ww_opt.study.shared_storage import stamps
@@ -56,8 +58,13 @@ def loaded(storage: str) -> optuna.Study | None:
         return None
 
 
-def kill_at_random(storage: str, process: subprocess.Popen[str], every: int) -> int:
-    """Kill a worker that runs a trial whenever ``every`` more trials are finished, until the command ends."""
+def kill_at_random(
+    storage: str, process: subprocess.Popen[str], every: int, meanwhile: Callable[[], None] | None = None
+) -> int:
+    """Kill a worker that runs a trial whenever ``every`` more trials are finished, until the command ends.
+
+    ``meanwhile`` is called once, after the second kill.
+    """
     n_killed, due, chance = 0, every, random.Random(0)
     host: optuna.Study | None = None
     while process.poll() is None:
@@ -72,6 +79,9 @@ def kill_at_random(storage: str, process: subprocess.Popen[str], every: int) -> 
             with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
                 os.kill(chance.choice(at_work), signal.SIGKILL)
                 n_killed, due = n_killed + 1, due + every
+            if n_killed == 2 and meanwhile is not None:
+                meanwhile()
+                meanwhile = None
     return n_killed
 
 
@@ -90,21 +100,52 @@ def check(storage: str, folder: Path, n_trials: int) -> None:
     assert not list(folder.rglob("*.part")), "no half of a file is left"
 
 
-def killed(folder: Path, storage: str, *, seconds: float, n_trials: int, every: int) -> int:
+def killed(
+    folder: Path,
+    storage: str,
+    *,
+    seconds: float = 0.2,
+    n_trials: int = 60,
+    every: int = 12,
+    meanwhile: Callable[[], None] | None = None,
+) -> int:
     (folder / "own.py").write_text(STUDY.format(seconds=seconds, n_trials=n_trials))
     process = start(folder, "worker", "own.py", "--storage", storage, "--workers", "4")
-    n_killed = kill_at_random(storage, process, every)
+    n_killed = kill_at_random(storage, process, every, meanwhile)
     _, err = process.communicate()
     assert process.returncode == 0, err
+    assert "secret" not in err
     check(storage, folder, n_trials)
     return n_killed
 
 
 def test_the_default_journal(tmp_path: Path) -> None:
-    assert killed(tmp_path, str(tmp_path / "a.journal"), seconds=0.2, n_trials=60, every=12) >= 3
+    assert killed(tmp_path, str(tmp_path / "a.journal")) >= 3
 
 
 @pytest.mark.slow
 def test_the_default_journal_for_longer(tmp_path: Path) -> None:
     """Trials of 4 seconds, a kill some every 20 of them."""
-    assert killed(tmp_path, str(tmp_path / "a.journal"), seconds=4.0, n_trials=60, every=10) >= 3
+    assert killed(tmp_path, str(tmp_path / "a.journal"), seconds=4.0, every=10) >= 3
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    found = Server()
+    yield found
+    found.close()
+
+
+@pytest.mark.slow
+def test_postgresql(tmp_path: Path, server: Server) -> None:
+    assert killed(tmp_path, server.url) >= 3
+
+
+@pytest.mark.slow
+def test_postgresql_that_is_away_for_half_a_minute_and_workers_killed(tmp_path: Path, server: Server) -> None:
+    def restart() -> None:
+        server.stop()
+        time.sleep(30.0)
+        server.start()
+
+    assert killed(tmp_path, server.url, seconds=1.0, meanwhile=restart) >= 3

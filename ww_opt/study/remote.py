@@ -9,6 +9,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
 from optuna.storages.journal import JournalRedisBackend
 
+from ww_opt.study.patience import is_lost
+
 __all__ = ["REMOTE", "open_remote", "refusal_of_proxy"]
 
 REMOTE = ("redis://", "rediss://", "grpc://")
@@ -44,7 +46,12 @@ def open_remote(storage: str) -> BaseStorage:
             return proxy
         # a server that does not answer would be waited for without end
         asked = "" if "socket_timeout=" in storage else f"{'&' if '?' in storage else '?'}socket_timeout={_SECONDS}"
-        return JournalStorage(_Log(storage + asked))
+        try:
+            return JournalStorage(_Log(storage + asked))
+        except Exception as error:
+            if is_lost(error):  # the driver's own kind of error
+                raise ConnectionError(str(error)) from error
+            raise
 
 
 def refusal_of_proxy(storage: str) -> str:
@@ -54,7 +61,12 @@ def refusal_of_proxy(storage: str) -> str:
     if storage.startswith(REMOTE) or "://" not in storage:
         return (
             "it is a journal, which the proxy does not carry: it takes all clients for one worker, so that two get the "
-            "same queued trial (optuna issue 6084). Give a database (postgresql://, mysql://, sqlite:///), or let "
-            "workers open the journal themselves"
+            "same queued trial (optuna issue 6084). Give a database (postgresql://, mysql://), or let workers open the "
+            "journal themselves"
+        )
+    if storage.startswith("sqlite"):
+        return (
+            "SQLite locks no rows, so that two workers get the same queued trial. Give a database server "
+            "(postgresql://, mysql://)"
         )
     return ""
