@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from torch import nn
 
 import ww_opt
 from ww_opt.cli import main as cli
+from ww_opt.cli.stored import place_of, stored
 from ww_opt.reporting import closing_text, terminal
 from ww_opt.reporting.progress import Progress
 from ww_opt.search import records
@@ -88,7 +90,9 @@ class Runner:
         return path
 
     def host(self, name: str = "tiny") -> optuna.Study:
-        return optuna.load_study(study_name=name, storage=f"sqlite:///{self.folder / 'runs' / 'studies.db'}")
+        found = stored(name, place_of(None, self.folder / "runs", name))
+        assert found is not None
+        return found
 
 
 @pytest.fixture
@@ -121,7 +125,7 @@ class TestHelp:
         for word in ("without a test set", "ww-opt run studies/digits.py", "ww-opt analyze model.pt", "Exit codes: 0"):
             assert word in answer.out
 
-    @pytest.mark.parametrize("command", ["run", "analyze", "compare", "judge", "data-check"])
+    @pytest.mark.parametrize("command", ["run", "worker", "analyze", "compare", "judge", "data-check", "storage-proxy"])
     def test_every_option_is_explained(self, ww: Runner, command: str) -> None:
         for parameter in cli.cli.commands[command].params:
             assert parameter.param_type_name == "argument" or getattr(parameter, "help", None)
@@ -412,11 +416,11 @@ STUDY = study(evaluate=evaluate)
         assert "the median trial" not in answer.out
 
 
-def started(folder: Path, *options: str) -> subprocess.Popen[str]:
+def started(folder: Path, *options: str, study: Path | None = None) -> subprocess.Popen[str]:
     """Start the command on a study whose second trial waits for a signal, and wait until it does."""
     (folder / "waiting.py").write_text(INTERRUPTED_ONCE)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*COMMAND, "run", "waiting.py", "--no-mlflow", *options]
+    command = [*COMMAND, "run", "waiting.py" if study is None else str(study), "--no-mlflow", *options]
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -485,6 +489,41 @@ class TestInterrupted:
         trials = ww.host().trials
         assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
         assert trials[2].params == trials[1].params
+
+    @pytest.mark.parametrize("options", [[], pytest.param(["--workers", "2"], marks=pytest.mark.slow)])
+    def test_a_process_that_is_stuck_outside_of_python_ends_all_the_same(self, ww: Runner, options: list[str]) -> None:
+        path = ww.study(
+            """
+import ctypes
+from ww_opt.study import crew, interruptions
+interruptions.STUCK_SECONDS = 0.5
+crew._STOP_SECONDS = 2.0
+def loss(model, batch):
+    if list(HERE.rglob("trial-00000.pt")):
+        (HERE / "reached").touch()
+        ctypes.CDLL(None).sleep(120)
+    return tiny.loss(model, batch)
+STUDY = study(loss=loss)
+"""
+        )
+        process = started(ww.folder, *options, study=path)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        _, err = process.communicate()
+        assert process.returncode == 130
+        assert time.monotonic() - sent < 60.0, "it would have slept for two minutes"
+        assert "Stopped; what was done is recorded. To go on:" in err
+        assert not [trial for trial in ww.host().trials if trial.state.name == "RUNNING"]
+        assert "WAITING" in [trial.state.name for trial in ww.host().trials]
+
+    def test_the_line_that_says_how_to_go_on_works_and_holds_no_password(self, ww: Runner) -> None:
+        path = ww.study("def loss(model, batch): raise KeyboardInterrupt\nSTUDY = study(loss=loss)")
+        answer = ww("run", path, "--no-mlflow", "--storage", "own.journal", "--study-name", "two words")
+        assert answer.code == 130
+        line = answer.err.splitlines()[-1].strip()
+        asked = ["run", str(path), "--no-mlflow", "--storage", "own.journal", "--study-name", "two words"]
+        assert shlex.split(line)[1:] == asked
 
     @pytest.mark.slow
     def test_with_workers_too(self, ww: Runner) -> None:
@@ -557,6 +596,85 @@ class TestWorkers:
         assert answer.err.count("Traceback") == 1
         assert "raise ValueError('mine')" in answer.err
         assert 1 <= len(ww.host().trials) <= 2
+
+
+class TestWorker:
+    def test_it_takes_trials_of_the_study_until_none_is_left(self, ww: Runner) -> None:
+        storage = ["--storage", "own.journal"]
+        assert ww("run", TINY, "--no-mlflow", "--n-trials", 4, "--timeout", 1e-9, *storage).code == 3
+        answer = ww("worker", TINY, *storage)
+        assert answer.code == 0
+        assert answer.out == "4 of 4 trials of 'tiny' are finished.\n", "as many as `run` said"
+        assert ww("worker", TINY, *storage, "--n-trials", 5).out == "5 of 5 trials of 'tiny' are finished.\n"
+        assert "5 trials completed" in ww("run", TINY, "--no-mlflow", "--n-trials", 5, *storage).out
+
+    def test_the_storage_may_come_from_the_environment(self, ww: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+        TestBadInput.check(ww("worker", TINY), "--storage")
+        monkeypatch.setenv("WW_OPT_STORAGE", "own.journal")
+        assert ww("worker", TINY, "--n-trials", 1).code == 0
+        assert ww("run", TINY, "--no-mlflow", "--n-trials", 2).err.startswith("Study 'tiny' has 1 of 2 trials")
+
+    def test_two_commands_that_create_one_study_at_once_share_it(self, ww: Runner) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        path = ww.study("STUDY = replace(study(), n_trials=8, start=True)")
+        command = [*COMMAND, "run", str(path), "--no-mlflow", "--directory", str(ww.folder / "runs")]
+        both = [
+            subprocess.Popen(command, cwd=ww.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for _ in range(2)
+        ]
+        for process in both:
+            out, err = process.communicate()
+            assert process.returncode == 0, err
+            assert b"8 trials completed" in out
+        trials = ww.host().trials
+        assert [trial.state.name for trial in trials] == ["COMPLETE"] * 8
+        assert [records.read(trial, "origin") for trial in trials] == ["present configuration", *[None] * 7]
+
+    @pytest.mark.parametrize(
+        ("storage", "message"),
+        [
+            ("own.journal", "a journal, which the proxy does not carry"),
+            ("redis://me:secret@host", "a journal, which the proxy does not carry"),
+            ("grpc://host", "a proxy itself"),
+            ("sqlite:///a.db", "SQLite locks no rows"),
+        ],
+    )
+    def test_the_proxy_refuses_what_it_cannot_carry(self, ww: Runner, storage: str, message: str) -> None:
+        answer = ww("storage-proxy", "--storage", storage)
+        TestBadInput.check(answer, message)
+        assert "secret" not in answer.err
+
+
+class TestTimeLimit:
+    HANGS = """
+def loss(model, batch):
+    if list(HERE.rglob("trial-00000.pt")) and not (HERE / "hung").exists():
+        (HERE / "hung").touch()
+        {hang}
+    return tiny.loss(model, batch)
+STUDY = replace(study(loss=loss), timeout_per_trial={limit})
+"""
+
+    @pytest.mark.parametrize(
+        ("hang", "limit", "reason"),
+        [
+            ("time.sleep(300)", 5, "it took longer than the 5 seconds that a trial may (timeout_per_trial)"),
+            pytest.param(
+                "import ctypes; from ctypes import CDLL; CDLL(None).sleep(300)",
+                5,
+                "it took longer than the 5 seconds that a trial may; its process had to be killed",
+                marks=pytest.mark.slow,
+            ),
+        ],
+    )
+    def test_a_trial_that_hangs_fails_and_the_study_goes_on(
+        self, ww: Runner, hang: str, limit: float, reason: str
+    ) -> None:
+        answer = ww("run", ww.study(self.HANGS.format(hang=hang, limit=limit)), "--no-mlflow")
+        assert answer.code == 0, answer.err
+        assert [trial.state.name for trial in ww.host().trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+        assert records.reason(ww.host().trials[1]) == reason
+        assert f"  {reason}\n" in answer.out
 
 
 class TestAnalyze:

@@ -130,7 +130,7 @@ def test_a_repeat_has_seeds_and_late_examples_of_its_own() -> None:
     assert drawn(objective, study.ask()) is objective
 
 
-def test_a_trial_that_another_worker_runs_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_another_worker_runs_is_waited_for() -> None:
     study = optuna.create_study()
     for value in (3.0, 2.0, 1.0):
         trial = study.ask()
@@ -139,19 +139,24 @@ def test_a_trial_that_another_worker_runs_is_waited_for(monkeypatch: pytest.Monk
         study.tell(trial, value)
     running = study.ask()
     running.suggest_float("lr/0", 0.0, 1.0)
-    slept = []
-
-    def end(seconds: float) -> None:
-        slept.append(seconds)
-        study.tell(running, 0.0)
-
-    monkeypatch.setattr("ww_opt.study.leaders.time.sleep", end)
+    assert plan_repeat(study, 6, 2, 1) is None
+    study.tell(running, 0.0)
     assert plan_repeat(study, 6, 2, 1)
-    assert len(slept) == 1
     assert repeated(study) == [(3, 1)]  # the one that was waited for leads
 
 
-def test_a_trial_of_a_dead_worker_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_are_queued_than_there_is_budget_for() -> None:
+    study = optuna.create_study()
+    for value in (3.0, 2.0, 1.0):
+        trial = study.ask()
+        trial.suggest_float("lr/0", 0.0, 1.0)
+        study.tell(trial, value)
+    assert plan_repeat(study, 4, 2, 1)
+    assert plan_repeat(study, 4, 2, 1), "what waits is to be run"
+    assert len(repeated(study)) == 1
+
+
+def test_a_trial_of_a_dead_worker_is_not_waited_for() -> None:
     study = optuna.create_study()
     for value in (3.0, 2.0):
         trial = study.ask()
@@ -159,6 +164,5 @@ def test_a_trial_of_a_dead_worker_is_not_waited_for(monkeypatch: pytest.MonkeyPa
         study.tell(trial, value)
     study.ask()
     time.sleep(3.2 * max(trial.duration.total_seconds() for trial in study.trials[:2] if trial.duration) + 0.01)
-    monkeypatch.setattr("ww_opt.study.leaders.time.sleep", lambda _: pytest.fail("waited"))
     assert plan_repeat(study, 5, 2, 1)
     assert repeated(study) == [(1, 1)]

@@ -12,7 +12,8 @@ import pytest
 from optuna.samplers import TPESampler
 
 from tests import tiny
-from ww_opt.study.storages import StorageError, open_storage, reading, shown, without_passwords
+from ww_opt.study.secrets import shown, without_logins
+from ww_opt.study.storages import StorageError, open_storage, reading
 from ww_opt.study.study import open_study
 from ww_opt.study.weights_folder import claim
 
@@ -86,7 +87,7 @@ def test_no_password_is_shown(storage: str, told: str) -> None:
 
 
 def test_passwords_inside_of_a_sentence_are_hidden() -> None:
-    said = without_passwords("tried 'a://me:secret@x/d', then b://y?password=secret and neither answers me@home")
+    said = without_logins("tried 'a://me:secret@x/d', then b://y?password=secret and neither answers me@home")
     assert said == "tried 'a://***@x/d', then b://y?password=*** and neither answers me@home"
 
 

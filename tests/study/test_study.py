@@ -70,10 +70,10 @@ class TestBudget:
         run(study, host, tmp_path)
         assert not host.trials
 
-    def test_whoever_holds_the_budget_is_asked(self, tmp_path: Path) -> None:
+    def test_who_may_end_it_is_asked_before_each_trial(self, tmp_path: Path) -> None:
         answers = iter([True, True, False])
-        host = open_study(quick(n_trials=1))
-        run(quick(n_trials=1), host, tmp_path, may_start=lambda: next(answers))
+        host = open_study(quick(n_trials=5))
+        run(quick(n_trials=5), host, tmp_path, may_start=lambda: next(answers))
         assert len(host.trials) == 2
 
     def test_observers_see_each_trial_when_it_has_ended(self, tmp_path: Path) -> None:

@@ -125,9 +125,9 @@ def write_page(study: Study, host: optuna.Study, job: Job, result: Closing | Non
         found = gather(host, study, folder=job.directory, storage=job.storage, result=result)
         write_text(report_of(found).to_html(), target)
     except (Exception, KeyboardInterrupt) as error:
-        from ww_opt.study.storages import without_passwords
+        from ww_opt.study.secrets import without_logins
 
-        why = without_passwords(" ".join(f"{type(error).__name__}: {error}".split()).rstrip(": "))
+        why = without_logins(" ".join(f"{type(error).__name__}: {error}".split()).rstrip(": "))
         click.echo(f"The study's report could not be written: {why}; `ww-opt report` tries again.", err=True)
         return None
     click.echo(f"Report of the study: {target}")

@@ -20,6 +20,7 @@ from ww_opt.cli.judge import judge
 from ww_opt.cli.mlflow import mlflow
 from ww_opt.cli.report import report
 from ww_opt.cli.run import run
+from ww_opt.cli.worker import storage_proxy, worker
 
 __all__ = ["cli", "main"]
 
@@ -39,6 +40,7 @@ def cli(context: click.Context) -> None:
     \b
     ww-opt run studies/digits.py         search a study's space, log to MLflow, show what was found
     ww-opt report studies/digits.py      write what is known of it on one page
+    ww-opt worker studies/digits.py      take trials of a study, on any machine that reaches its --storage
     ww-opt judge studies/digits.py       train its pick and rivals afresh, judge them by the sealed test set
     ww-opt data-check studies/digits.py  train on parts of the data, foresee what twice as much would give
     ww-opt analyze model.pt              read the spectra of a checkpoint, layer by layer
@@ -53,7 +55,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (run, report, analyze, compare, judge, data_check, mlflow):
+for command in (run, worker, report, analyze, compare, judge, data_check, mlflow, storage_proxy):
     cli.add_command(command)
 
 

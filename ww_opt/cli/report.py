@@ -74,7 +74,7 @@ def _found(
         study, place = study_and_place(study_file, storage, study_name, directory)
         name = study.name
     else:
-        study, place = None, place_of(storage, directory)
+        study, place = None, place_of(storage, directory, study_name)
         name = study_name or _only_name(place)
     if (host := stored(name, place)) is None:
         raise ValueError(

@@ -16,8 +16,9 @@ import click
 
 from ww_opt.cli.ending import close, draw, finish, write_page
 from ww_opt.cli.exit_codes import FAILED, INTERRUPTED
+from ww_opt.cli.going_on import going_on
 from ww_opt.cli.mlflow import SPOOL
-from ww_opt.cli.stored import place_of
+from ww_opt.cli.stored import STORAGE_VARIABLE, place_of
 
 if TYPE_CHECKING:
     import optuna
@@ -28,13 +29,23 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_OF_THE_STUDY = ("n_trials", "timeout", "timeout_per_trial", "seed", "start", "carry_over", "changed_space")
+
 
 @click.command()
 @click.argument("study_file", metavar="STUDY")
 @click.option("--n-trials", type=int, help="Trials in all, those of earlier runs included. Default: the study's own.")
 @click.option("--timeout", type=float, help="Seconds after which no new trial starts. Default: the study's own.")
 @click.option(
-    "--storage", help="Optuna storage: a database URL or a file NAME.journal. Default: sqlite in --directory."
+    "--timeout-per-trial",
+    type=float,
+    help="Seconds after which a trial fails. Default: the study's own, which has none.",
+)
+@click.option(
+    "--storage",
+    envvar=STORAGE_VARIABLE,
+    help="Optuna storage: a database URL, redis://, grpc:// or a file NAME.journal. Default: WW_OPT_STORAGE, else a "
+    "file in --directory: sqlite, or with several workers a journal.",
 )
 @click.option("--study-name", help="Name in the storage. An existing one is gone on with. Default: the study's own.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that share the trials.")
@@ -88,7 +99,7 @@ def run(study_file: str, **options: Any) -> None:
     """
     import optuna
 
-    from ww_opt.reporting.terminal import command_line
+    from ww_opt.study.budget import remember_budget
     from ww_opt.study.faults import is_bad_input
     from ww_opt.study.study import open_study
     from ww_opt.study.workers import WorkerFailed
@@ -97,11 +108,12 @@ def run(study_file: str, **options: Any) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     study, job, tracker = _prepared(study_file, options)
     host = open_study(study, job.storage)
-    go_on = command_line("ww-opt", *sys.argv[1:])
+    remember_budget(host, study.n_trials)
+    go_on = going_on()
     try:
         _run(study, host, job, options["workers"], tracker)
     except KeyboardInterrupt:
-        click.echo(f"\nStopped; what was done is recorded. To go on:\n  {go_on}", err=True)
+        _tell_stopped()
         draw(host, job.directory)
         write_page(study, host, job)
         finish(tracker, host)
@@ -125,14 +137,17 @@ def _prepared(study_file: str, options: dict[str, Any]) -> tuple[Study, Job, MLf
 
     if options["workers"] < 1:
         raise ValueError(f"`workers >= 1` must hold, but got workers={options['workers']}.")
-    given = {name: options[name] for name in ("n_trials", "timeout", "seed", "start", "carry_over", "changed_space")}
+    given = {
+        name: options[name]
+        for name in ("n_trials", "timeout", "timeout_per_trial", "seed", "start", "carry_over", "changed_space")
+    }
     changes = {key: value for key, value in {**given, "name": options["study_name"]}.items() if value is not None}
     if options["catch"] is not None:
         changes["catch"] = (Exception,) if options["catch"] else ()
     directory: Path = options["directory"]
-    storage = place_of(options["storage"], directory)
-    job = Job(study_file, storage, directory, changes)
+    job = Job(study_file, "", directory, changes)
     study = job.study()
+    job = replace(job, storage=place_of(options["storage"], directory, study.name, options["workers"]))
     tracker = None if options["no_mlflow"] else _tracker(options, directory, study.name)
     directory.mkdir(parents=True, exist_ok=True)
     return study, replace(job, directory=directory / study.name), tracker
@@ -170,12 +185,17 @@ def _run(study: Study, host: optuna.Study, job: Job, n_workers: int, tracker: ML
     n_pruned = sum(trial.state.name == "PRUNED" for trial in host.get_trials(deepcopy=False))
     with Progress(study.name, study.n_trials, n_done=done, n_pruned=n_pruned) as progress:
         observers: list[Observer] = [progress, *([tracker] if tracker is not None else [])]
-        if n_workers > 1:
+        # what hangs outside of Python can only be killed, and that from another process
+        if n_workers > 1 or study.timeout_per_trial is not None:
             ended = run_workers(job, host, n_workers, observers)
         else:
-            ended = run_here(study, host, job.directory, observers)
+            ended = run_here(study, host, job.directory, observers, on_stuck=_tell_stopped)
     if ended:
         click.echo(f"{ended} {n_finished(host)} of {study.n_trials} trials were run.", err=True)
+
+
+def _tell_stopped() -> None:
+    click.echo(f"\nStopped; what was done is recorded. To go on:\n  {going_on()}", err=True)
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

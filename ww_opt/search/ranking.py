@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ww_opt.search import records
 from ww_opt.search.bounds import is_inside, rescaled
-from ww_opt.search.repeats import INTERRUPTED, is_repeat, spread, start_number
+from ww_opt.search.repeats import INTERRUPTED, NOT_NEEDED, is_repeat, spread, start_number
 
 __all__ = [
     "INTERRUPTED",
@@ -55,8 +55,8 @@ class Ranking:
 
 
 def is_interrupted(trial: FrozenTrial) -> bool:
-    """Whether the user ended the trial; Optuna has no state of its own for that."""
-    return trial.state is TrialState.FAIL and records.reason(trial) == INTERRUPTED
+    """Whether the user ended the trial, or it was withdrawn; Optuna has no state of its own for that."""
+    return trial.state is TrialState.FAIL and records.reason(trial) in (INTERRUPTED, NOT_NEEDED)
 
 
 def outcome(trial: FrozenTrial) -> str:

@@ -21,6 +21,7 @@ from ww_opt.search import records
 __all__ = [
     "INTERRUPTED",
     "MARK",
+    "NOT_NEEDED",
     "START",
     "Repeat",
     "Spread",
@@ -36,6 +37,8 @@ __all__ = [
 
 INTERRUPTED = "interrupted by the user"
 """Reason of a trial that Ctrl-C ended: it uses up no budget and is done again."""
+NOT_NEEDED = "not needed: other workers had used up the budget"
+"""Reason of a trial that was withdrawn before it began: it uses up no budget, and is not done again."""
 MARK = "ww_opt_repeat"
 """User attribute of a repeat: the number of its leader and of its draw. It is no record of a trial's own, which a retry
 would clear."""
@@ -113,7 +116,7 @@ def still_to_repeat(study: optuna.Study, leaders: Sequence[int], n_repeats: int)
 
 def _is_undone(trial: FrozenTrial) -> bool:
     """Whether a failed repeat tells nothing about its settings: it was interrupted, or another worker had it."""
-    return records.reason(trial) in (INTERRUPTED, "")
+    return records.reason(trial) in (INTERRUPTED, NOT_NEEDED, "")
 
 
 class Spread(NamedTuple):

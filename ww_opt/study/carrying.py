@@ -16,6 +16,7 @@ from ww_opt.search.repeats import start_of
 from ww_opt.search.starting import Carried, carried_of, remember_carried
 from ww_opt.search.transfer import carried_over
 from ww_opt.study.first_use import database_file
+from ww_opt.study.shared_storage import SharedStorage
 from ww_opt.study.storages import StorageError, file_of, open_storage, reading, shown
 
 __all__ = ["lay_carried"]
@@ -137,6 +138,9 @@ def _place(study: optuna.Study) -> object:
 
 def _address(study: optuna.Study) -> str | None:
     """URL of a database or path of a journal; ``None`` for other storages."""
-    backend = getattr(study._storage, "_backend", study._storage)  # of Optuna's cache, or of a journal
+    storage = study._storage
+    if isinstance(storage, SharedStorage):
+        return storage.address
+    backend = getattr(storage, "_backend", storage)  # of Optuna's cache, or of a journal
     found = getattr(backend, "url", None) or getattr(backend, "_file_path", None)
     return None if found is None else str(found)

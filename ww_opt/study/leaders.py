@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +18,6 @@ from ww_opt.search.sampler import believed
 
 __all__ = ["drawn", "plan_repeat", "queue_again", "unpruned"]
 
-_POLL_SECONDS = 0.1
 _LONG = 3
 
 
@@ -66,10 +64,13 @@ def queue_again(trial: optuna.Trial, parameters: dict[str, object]) -> None:
     trial.study.enqueue_trial(parameters, user_attrs={MARK: mark} if mark else None)
 
 
-def plan_repeat(host: optuna.Study, n_trials: int, n_leaders: int, n_repeats: int, *, is_done: bool = False) -> bool:
+def plan_repeat(
+    host: optuna.Study, n_trials: int, n_leaders: int, n_repeats: int, *, is_done: bool = False
+) -> bool | None:
     """Queue the next repeat once the trials that are left are no more than the repeats to be done.
 
-    Workers may come at once: of two that queue the same repeat the later one takes it back.
+    Call it in :func:`ww_opt.study.turns.turn`. Workers of several machines may come at once all the same: of two that
+    queue the same repeat the later one takes it back.
 
     Args:
         host: the study.
@@ -79,7 +80,7 @@ def plan_repeat(host: optuna.Study, n_trials: int, n_leaders: int, n_repeats: in
         is_done: the search is over before its budget.
 
     Returns:
-        Whether there is something to run.
+        Whether there is something to run; ``None`` while others still run what may come to lead: ask again.
     """
     while n_leaders:
         trials = host.get_trials(deepcopy=False)
@@ -87,11 +88,10 @@ def plan_repeat(host: optuna.Study, n_trials: int, n_leaders: int, n_repeats: in
         if any(trial.state is TrialState.WAITING and repeat_of(trial) is None for trial in trials):
             return True
         n_left = n_trials - sum(not is_interrupted(trial) for trial in trials)
-        if n_left > n_leaders * n_repeats and not is_done:
+        if (n_left > n_leaders * n_repeats and not is_done) or n_left <= 0:
             return True
         if _are_searching(trials):
-            time.sleep(_POLL_SECONDS)
-            continue
+            return None
         todo = still_to_repeat(host, leaders(host, _candidates(host), n_leaders), n_repeats)
         if not todo or (n_left > len(todo) and not is_done):
             break

@@ -1,4 +1,4 @@
-"""Where Optuna keeps a study: made whole at its first use, and errors told by their cause."""
+"""Where Optuna keeps a study: opened by its address, made whole at its first use, and errors told by their cause."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from ww_opt.study.first_use import database_file, place_whole
+from ww_opt.study.journals import Journal, NoJournal
+from ww_opt.study.patience import Patience
+from ww_opt.study.remote import REMOTE, open_remote
+from ww_opt.study.secrets import shown, without_password
+from ww_opt.study.shared_storage import PatientStorage, SharedStorage
 
 T = TypeVar("T")
 
-__all__ = ["StorageError", "file_of", "open_storage", "reading", "shown", "without_passwords"]
+__all__ = ["StorageError", "file_of", "open_behind_proxy", "open_storage", "reading", "shown"]
 
 _SQLITE_SECONDS = 60
 _TRIES = 3
-_SECRET = re.compile(r"([?&](?:ssl)?(?:password|passwd|passwort|pwd|token|key)=)[^&\s'\"]*", re.IGNORECASE)
+_ALIVE = {"connect_timeout": 10, "keepalives_idle": 20, "keepalives_interval": 5, "keepalives_count": 4}
 _MADE_MEANWHILE = re.compile(r"already exists|duplicate key|UNIQUE constraint", re.IGNORECASE)
 
 
@@ -42,6 +46,17 @@ def open_storage(storage: str | BaseStorage | None) -> str | BaseStorage | None:
     if not isinstance(storage, str):
         return storage
     return reading(storage, lambda: _opened(storage))
+
+
+def open_behind_proxy(storage: str) -> BaseStorage:
+    """Open a database for the gRPC proxy: patient, but the stamps on trials are those of the clients.
+
+    Raises:
+        StorageError: see :func:`reading`.
+    """
+    opened = open_storage(storage)
+    assert isinstance(opened, SharedStorage)
+    return PatientStorage(opened.backend, storage, opened.patience)  # type: ignore[abstract]
 
 
 def file_of(storage: str) -> Path | None:
@@ -73,22 +88,33 @@ def reading(storage: object, action: Callable[[], T]) -> T:
     ) as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(_told(shown(storage), error)) from error
+        raise StorageError(without_password(_told(shown(storage), error), storage)) from error
 
 
 def _opened(storage: str) -> BaseStorage:
     if _is_journal(storage):
-        return JournalStorage(JournalFileBackend(storage))
+        try:
+            backend: BaseStorage = JournalStorage(Journal(Path(storage)))
+        except NoJournal as error:
+            raise StorageError(f"--storage must be a journal, but {error}") from error
+        return _shared(backend, storage)
     if "://" not in storage:
         raise StorageError(
-            f"--storage must be a database URL or a file NAME.journal, but got {storage!r}: "
+            f"--storage must be a database URL or a file NAME.journal, but got {shown(storage)}: "
             f"write sqlite:///{storage} for an SQLite file."
         )
+    if storage.startswith(REMOTE):
+        return _shared(open_remote(storage), storage)
     file = database_file(storage)
-    if file is None:
-        return _database(storage)
-    place_whole(file, lambda aside: _made(f"sqlite:///{aside.as_posix()}"))
-    return _database(storage)
+    if file is not None:
+        place_whole(file, lambda aside: _made(f"sqlite:///{aside.as_posix()}"))
+    return _shared(get_storage(_database(storage)), storage)
+
+
+def _shared(backend: BaseStorage, storage: str) -> SharedStorage:
+    is_remote = file_of(storage) is None
+    patience = Patience(shown(storage))
+    return SharedStorage(backend, storage, patience, is_remote=is_remote)  # type: ignore[abstract]
 
 
 def _made(url: str) -> None:
@@ -96,17 +122,29 @@ def _made(url: str) -> None:
 
 
 def _database(url: str) -> RDBStorage:
-    # workers write one after the other, and a busy disk makes them wait longer than the default of 5 seconds
-    is_sqlite = make_url(url).get_backend_name() == "sqlite"
-    options = {"connect_args": {"timeout": _SQLITE_SECONDS}} if is_sqlite else None
     for left in reversed(range(_TRIES)):
         try:
-            return RDBStorage(url, engine_kwargs=options)
+            return RDBStorage(url, engine_kwargs=_engine_options(url))
         except SQLAlchemyError as error:
             if not left or not _MADE_MEANWHILE.search(str(error)):
                 raise
             time.sleep(0.5)  # another process makes the tables just now
     raise AssertionError("unreachable")
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    parsed = make_url(url)
+    name = parsed.get_backend_name()
+    if name == "sqlite":
+        # workers write one after the other, and a busy disk makes them wait longer than the default of 5 seconds
+        return {"connect_args": {"timeout": _SQLITE_SECONDS}}
+    # servers drop idle connections, and Optuna asks whether one still holds with MySQL alone
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if name == "postgresql" and parsed.get_driver_name() in ("psycopg", "psycopg2"):
+        # one that does not answer is given up after some 40 seconds, not after hours; what the URL says goes first
+        asked = {**_ALIVE, **parsed.query}
+        options["connect_args"] = {key: asked[key] for key in _ALIVE}
+    return options
 
 
 def _told(where: str, error: BaseException) -> str:
@@ -116,7 +154,10 @@ def _told(where: str, error: BaseException) -> str:
     if isinstance(error, ArgumentError):
         return f"--storage must be a database URL or a file NAME.journal, but {where} gives: {first}"
     if isinstance(error, ImportError):
-        return f"--storage needs the database's driver, but {where} gives: {first} Install it, or take sqlite:///."
+        return (
+            f"--storage needs the database's driver, but {where} gives: {first} Install it (`pip install "
+            "'ww_opt[dist]'` has those of PostgreSQL, Redis and gRPC), or take sqlite:///."
+        )
     for pattern, remedy in _REMEDIES:
         if re.search(pattern, text, re.IGNORECASE):
             return f"{cause}. {remedy}"
@@ -142,8 +183,8 @@ _REMEDIES = (
         "The server refuses the login: check user and password in --storage.",
     ),
     (
-        r"could not translate host|name or service not known|connection refused|could not connect|can't connect|"
-        r"timed? ?out|no route to host|network is unreachable",
+        r"could not translate host|failed to resolve host|name or service not known|connection refused|"
+        r"could not connect|can't connect|error -?\d+ connecting|timed? ?out|no route to host|network is unreachable",
         "The server cannot be reached: check host and port in --storage, and that it runs.",
     ),
     (r"database .* does not exist|unknown database", "Create the database, or name another in --storage."),
@@ -154,16 +195,3 @@ _REMEDIES = (
     ),
     (r"disk is full|no space left", "Free some space, or choose another --storage."),
 )
-
-
-def shown(storage: object) -> str:
-    """How a storage is written where people read it: without a password, be it before the host or behind the ``?``."""
-    return repr(without_passwords(storage)) if isinstance(storage, str) else type(storage).__name__
-
-
-def without_passwords(text: str) -> str:
-    """Hide the login of every URL in a text, and the values of its parameters that are passwords.
-
-    A password may hold ``/`` and ``@``: all up to the last ``@`` of the word is hidden.
-    """
-    return _SECRET.sub(r"\1***", re.sub(r"://(?!/)[^\s'\"]*@", "://***@", text))

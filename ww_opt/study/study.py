@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -15,21 +16,23 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from ww_opt.search import records
 from ww_opt.search.faults import DEFAULT_FAULTS
 from ww_opt.search.objective import SpectralObjective
 from ww_opt.search.pruner import SpectralPruner
-from ww_opt.search.ranking import INTERRUPTED, is_interrupted
+from ww_opt.search.ranking import INTERRUPTED
 from ww_opt.search.repeats import n_leaders
 from ww_opt.search.sampler import LayerwiseSampler
 from ww_opt.search.stopping import is_converged
 from ww_opt.study.beginning import enqueue_start, recognise
-from ww_opt.study.endings import NOTHING_LEFT, Failures, Observer, Passed, Stops, free_memory, is_exhausted
+from ww_opt.study.budget import AtWork, NoneLeft, leave_at_once, n_finished, turn_name
+from ww_opt.study.endings import NOTHING_LEFT, Failures, Observer, Passed, Stops, is_exhausted
 from ww_opt.study.faults import is_bad_input, place_of
 from ww_opt.study.identity import check_same_values
 from ww_opt.study.interruptions import Interruptions
-from ww_opt.study.leaders import drawn, plan_repeat, queue_again, unpruned
+from ww_opt.study.leaders import plan_repeat
+from ww_opt.study.one_trial import recorded
 from ww_opt.study.storages import open_storage, reading
+from ww_opt.study.turns import turn
 from ww_opt.study.weights_folder import claim, keep_all, keep_only_best
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
 ]
 
 
+_POLL_SECONDS = 0.3
 CONVERGED = "The search has converged: no trial promises more than half of the noise of the score."
 
 
@@ -67,6 +71,8 @@ class Study:
         objective: what a trial does.
         n_trials: trials in all, resumed ones included.
         timeout: seconds after which no new trial starts, for one call of :func:`run`; ``None``: no limit.
+        timeout_per_trial: seconds after which a trial fails, with that for its reason; ``None``: no limit. Where it
+            hangs outside of Python its process has to be ended: ``ww-opt run`` does that, :func:`run` cannot.
         sampler: called with a seed; :class:`ww_opt.LayerwiseSampler` by default.
         pruner: any of Optuna's, or ours; by default :class:`ww_opt.SpectralPruner` with its faults alone. With its
             ranks, ``SpectralPruner()``, it saves up to half of the steps, and the search learns less from each trial.
@@ -100,6 +106,7 @@ class Study:
     objective: SpectralObjective
     n_trials: int = 40
     timeout: float | None = None
+    timeout_per_trial: float | None = None
     sampler: Callable[[int], BaseSampler] = _layerwise
     pruner: BasePruner = field(default_factory=_faults_alone)
     seed: int = 0
@@ -138,8 +145,10 @@ class Study:
             raise ValueError(f"`n_trials >= 1` must hold, but got n_trials={self.n_trials}.")
         if self.n_repeats < 0:
             raise ValueError(f"`n_repeats >= 0` must hold, but got n_repeats={self.n_repeats}.")
-        if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"`timeout > 0` must hold, but got timeout={self.timeout}.")
+        for name in ("timeout", "timeout_per_trial"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name} > 0` must hold, but got {name}={value}.")
         if self.keep_weights not in ("all", "best"):
             raise ValueError(f"`keep_weights` must be 'all' or 'best', but got {self.keep_weights!r}.")
 
@@ -201,30 +210,28 @@ def _sampler(study: Study, seed: int) -> BaseSampler:
     return sampler
 
 
-def n_finished(host: optuna.Study) -> int:
-    """Count the trials that used up budget: finished ones, failed ones too, but not those that the user interrupted."""
-    return sum(trial.state.is_finished() and not is_interrupted(trial) for trial in host.get_trials(deepcopy=False))
-
-
 def run(
     study: Study,
     host: optuna.Study,
     directory: Path,
     observers: Sequence[Observer] = (),
     *,
-    may_start: Callable[[], bool] | None = None,
+    may_start: Callable[[], bool] = lambda: True,
+    on_stuck: Callable[[], None] | None = None,
 ) -> str:
     """Run trials in this process until the study has ``n_trials``, its time is up, or somebody calls ``study.stop()``.
 
     Ctrl-C and SIGTERM end the trial at hand: it is recorded as failed, and its settings come first when the study goes
-    on. Between trials they wait until the books are closed.
+    on. Between trials they wait until the books are closed. Where that has not come to its end after eight seconds, the
+    trial is put back into the queue, and the process exits with code 130.
 
     Args:
         study: what is run.
         host: from :func:`open_study`.
         directory: where weights are kept.
         observers: called after each trial.
-        may_start: asked before each trial; several workers share one budget. Default: ``n_trials`` are not reached.
+        may_start: asked before each trial, beside the budget, which all processes of the study share.
+        on_stuck: called before such an exit, to say how to go on.
 
     Returns:
         Who stopped the study before its budget was used up, in a sentence; empty where nobody did.
@@ -238,53 +245,34 @@ def run(
     claim(directory, host)
     if is_exhausted(host):
         return NOTHING_LEFT
-    may_start = may_start or (lambda: n_finished(host) < study.n_trials)
     deadline = math.inf if study.timeout is None else time.monotonic() + study.timeout
     callbacks = [*observers, *([keep_only_best(directory)] if study.keep_weights == "best" else [])]
-    with Interruptions() as interruptions, Stops(host) as stops:
+    at_work = AtWork(host, study.n_trials)
+    with Interruptions(lambda: leave_at_once(host, on_stuck)) as interruptions, Stops(host) as stops, at_work:
         kept = replace(study.objective, on_trained=keep_all(directory))
-        objective = stops.inside(_recorded(kept, interruptions, Failures(study.catch)))
+        objective = stops.inside(recorded(kept, interruptions, Failures(study.catch), study.timeout_per_trial))
         while not (interruptions.is_due or stops.is_over) and time.monotonic() < deadline and may_start():
-            enqueue_start(host)
-            if not _next_is_planned(study, host):
+            if not at_work.has_room():
+                if n_finished(host) >= study.n_trials:
+                    break
+                time.sleep(_POLL_SECONDS)  # others run the last trials; should one of them die, its trial is done here
+                continue
+            with turn(turn_name(host)):
+                enqueue_start(host)
+                is_planned = _next_is_planned(study, host)
+            if is_planned is None:
+                time.sleep(_POLL_SECONDS)
+                continue
+            if not is_planned:
                 return CONVERGED
-            host.optimize(objective, n_trials=1, callbacks=[stops.after_trial, *callbacks], catch=(Passed,))
+            with suppress(NoneLeft), at_work.bearing_loss():
+                host.optimize(objective, n_trials=1, callbacks=[stops.after_trial, *callbacks], catch=(Passed,))
     if interruptions.is_due:
         raise KeyboardInterrupt
     return stops.said
 
 
-def _next_is_planned(study: Study, host: optuna.Study) -> bool:
-    """Whether there is a trial to run: one more of the search, or a repeat, which is queued."""
+def _next_is_planned(study: Study, host: optuna.Study) -> bool | None:
+    """Whether there is a trial to run: one more of the search, or a repeat, which is queued; ``None``: wait."""
     n, is_done = n_leaders(study.n_trials, study.n_repeats), study.stop_early and is_converged(host)
     return plan_repeat(host, study.n_trials, n, study.n_repeats, is_done=is_done)
-
-
-def _recorded(
-    objective: SpectralObjective, interruptions: Interruptions, failures: Failures
-) -> Callable[[optuna.Trial], float]:
-    """Let a trial remember why it failed: once it has, its record is closed."""
-
-    def call(trial: optuna.Trial) -> float:
-        try:
-            with unpruned(trial):
-                return interruptions.let_through(drawn(objective, trial), trial)
-        except optuna.TrialPruned:
-            raise
-        except KeyboardInterrupt:
-            records.write(trial, reason=INTERRUPTED)
-            frozen = trial.study.get_trials(deepcopy=False)[trial.number]
-            # one that was done again itself may not have come to suggest all it was given
-            if params := frozen.system_attrs.get("fixed_params", {}) | frozen.params:
-                queue_again(trial, params)
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            records.write(trial, reason=reason)
-            if not failures.may_pass(trial, error):
-                raise
-        # outside of `except`: the error is gone by now, and with it the model that its traceback held
-        free_memory()
-        raise Passed(reason)
-
-    return call

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
-import os
-import signal
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.context import SpawnProcess
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import optuna
 import torch
 
-from ww_opt.study.beginning import enqueue_start
+from ww_opt.study.budget import n_finished, turn_name
+from ww_opt.study.crew import Crew, n_threads
 from ww_opt.study.endings import NOTHING_LEFT, Observer, is_exhausted
 from ww_opt.study.faults import is_bad_input
 from ww_opt.study.references import load_study
-from ww_opt.study.study import Study, n_finished, open_study, run
+from ww_opt.study.stale import requeue_stale
+from ww_opt.study.study import Study, open_study, run
+from ww_opt.study.turns import turn
 from ww_opt.study.weights_folder import claim
-
-if TYPE_CHECKING:
-    from multiprocessing.sharedctypes import Synchronized
 
 __all__ = ["Job", "WorkerFailed", "run_workers"]
 
@@ -55,17 +53,20 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Team:
-    """What the workers share: trials left to start, and queues for what went wrong and who stopped the study."""
+    """What the workers share: whether it is over, until when, and queues for what went wrong and who stopped the study.
+
+    Nothing that is asked at each trial has a lock: a worker that is killed while it holds one would hold it for ever.
+    """
 
     n_workers: int
-    left: Synchronized[int]
+    is_over: Any
+    ends_at: float
     failures: SimpleQueue[_Failure]
     stops: SimpleQueue[str]
 
     def end(self) -> None:
         """Let no worker start another trial."""
-        with self.left.get_lock():
-            self.left.value = 0
+        self.is_over.value = True
 
 
 class WorkerFailed(RuntimeError):
@@ -75,7 +76,9 @@ class WorkerFailed(RuntimeError):
 def run_workers(job: Job, host: optuna.Study, n_workers: int, observers: Sequence[Observer] = ()) -> str:
     """Run a study on ``n_workers`` processes that share its storage and its budget of trials.
 
-    When one of them fails, or somebody calls ``study.stop()``, the others end with the trial at hand.
+    When one of them fails, or somebody calls ``study.stop()``, the others end with the trial at hand. One that dies is
+    replaced, and its trial done again, unless too many die without a trial being finished. One whose trial exceeds
+    ``timeout_per_trial`` and cannot be stopped otherwise is killed and replaced; that trial has failed.
 
     Returns:
         Who stopped the study, as from :func:`ww_opt.study.study.run`.
@@ -83,37 +86,44 @@ def run_workers(job: Job, host: optuna.Study, n_workers: int, observers: Sequenc
     Raises:
         KeyboardInterrupt: after all workers have recorded their trials and ended.
         ValueError: the input is bad, as a worker found out.
-        WorkerFailed: something else went wrong in a worker.
+        WorkerFailed: something else went wrong in a worker, or they die.
     """
+    study = job.study()
     claim(job.directory, host)
     if is_exhausted(host):
         return NOTHING_LEFT
-    if n_finished(host) < job.study().n_trials:
-        enqueue_start(host)
     context = multiprocessing.get_context("spawn")
-    left = context.Value("i", max(job.study().n_trials - n_finished(host), 0))
-    failures: SimpleQueue[_Failure] = context.SimpleQueue()
+    ends_at = math.inf if study.timeout is None else time.time() + study.timeout
+    team = _Team(n_workers, context.RawValue("b", False), ends_at, context.SimpleQueue(), context.SimpleQueue())
     seen = {trial.number for trial in host.get_trials(deepcopy=False) if trial.state.is_finished()}
-    stops: SimpleQueue[str] = context.SimpleQueue()
-    team = _Team(n_workers, left, failures, stops)
-    processes = [context.Process(target=_work, args=(job, worker, team)) for worker in range(n_workers)]
+    crew = Crew(lambda worker: context.Process(target=_work, args=(job, worker, team)), n_workers, study)
     found: list[_Failure] = []
     try:
-        _start(processes)
-        while any(process.is_alive() for process in processes):
+        crew.start()
+        while True:
             _show(host, seen, observers, team)
-            found += _taken(failures)
+            found += _taken(team.failures)
+            crew.end_overdue(host)
+            is_wanted = not team.is_over.value and time.time() < ends_at and n_finished(host) < study.n_trials
+            crew.replace_dead(len(seen), is_wanted=is_wanted)
+            if not crew.is_at_work:
+                break
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
-        _stop(processes)
-        _raise_first(found + _taken(failures))
+        crew.stop()
+        with turn(turn_name(host)):
+            requeue_stale(host)
+        _raise_first(found + _taken(team.failures))
         raise
     finally:
         _show(host, seen, observers, team)
-    _raise_first(found + _taken(failures))
-    if killed := [process.exitcode for process in processes if process.exitcode]:
-        raise WorkerFailed(f"{len(killed)} of {n_workers} workers died, with exit codes {killed} (-9: out of memory?).")
-    return next(iter(_taken(stops)), "")
+    _raise_first(found + _taken(team.failures))
+    if crew.has_given_up:
+        raise WorkerFailed(
+            f"{len(crew.killed)} workers died, with exit codes {crew.killed[:8]} (-9: out of memory?), and too many of "
+            "them without a trial being finished meanwhile."
+        )
+    return next(iter(_taken(team.stops)), "")
 
 
 def _taken(queue: SimpleQueue[T]) -> list[T]:
@@ -146,38 +156,15 @@ def _stopped(team: _Team, who: str) -> None:
     team.stops.put(who)
 
 
-def _start(processes: Sequence[SpawnProcess]) -> None:
-    """Start processes that never see a terminal's Ctrl-C: the parent sees it, and tells them once."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        for process in processes:
-            process.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _stop(processes: Sequence[SpawnProcess]) -> None:
-    for process in processes:
-        if process.is_alive():
-            process.terminate()
-    for process in processes:
-        if process.pid is not None:
-            process.join()
-
-
 def _work(job: Job, worker: int, team: _Team) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    torch.set_num_threads(max(min(torch.get_num_threads(), (os.cpu_count() or 1) // team.n_workers), 1))
-
-    def may_start() -> bool:
-        with team.left.get_lock():
-            team.left.value -= 1
-            return team.left.value >= 0
-
+    torch.set_num_threads(max(min(torch.get_num_threads(), n_threads(team.n_workers)), 1))
     try:
         study = job.study()
+        if study.timeout is not None:
+            study = replace(study, timeout=max(team.ends_at - time.time(), 1e-3))
         host = open_study(study, job.storage, worker=worker, is_checked=True)
-        if who := run(study, host, job.directory, may_start=may_start):
+        if who := run(study, host, job.directory, may_start=lambda: not team.is_over.value):
             _stopped(team, who)
     except KeyboardInterrupt:
         pass

@@ -24,7 +24,7 @@ from ww_opt.reporting.page.section import Section
 from ww_opt.reporting.page.spectra import layers_section
 from ww_opt.reporting.page.trials import compare_section, ended_section, scores_section, trials_section
 from ww_opt.reporting.terminal import number
-from ww_opt.study.storages import without_passwords
+from ww_opt.study.secrets import without_logins
 
 __all__ = ["Report", "report_of", "write_text"]
 
@@ -109,7 +109,7 @@ def write_text(text: str, target: Path) -> None:
 
 def _origin(facts: Facts) -> Section:
     """Where all this comes from, and what draws the rest."""
-    storage = without_passwords(facts.storage)
+    storage = without_logins(facts.storage)
     ends = [own.datetime_complete for own in facts.trials if own.datetime_complete is not None]
     rows: list[tuple[str, Any]] = [("study", facts.host.study_name)]
     if facts.study is not None:

@@ -20,7 +20,7 @@ from ww_opt.search import records
 from ww_opt.search.decisions import decisions
 from ww_opt.search.ranking import outcome
 from ww_opt.search.repeats import repeat_of
-from ww_opt.study.storages import without_passwords
+from ww_opt.study.secrets import without_logins
 
 __all__ = ["compare_section", "ended_section", "scores_section", "trials_section"]
 
@@ -101,7 +101,7 @@ def _ended(facts: Facts, trial: FrozenTrial) -> dict[str, Any]:
         "value": told.value if told is not None else math.nan,
         "threshold": told.threshold if told is not None else math.nan,
         "compared_with": len(told.compared) or None if told is not None else None,
-        "reason": without_passwords(" ".join(reason.split())) or None,
+        "reason": without_logins(" ".join(reason.split())) or None,
     }
 
 
