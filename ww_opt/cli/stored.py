@@ -19,7 +19,8 @@ STORAGE_VARIABLE = "WW_OPT_STORAGE"
 def place_of(storage: str | None, directory: Path, name: str | None, n_workers: int = 1) -> str:
     """Where records lie: the storage that is named, else where the study is in the folder already, else a new file.
 
-    Without a name any file that is there will do. A new one is a journal for several workers, which write it three times as fast, else a database.
+    Without a name any file that is there will do. A new one is a journal for several workers, which write it three
+    times as fast, else a database.
     """
     if storage:
         return storage
