@@ -172,11 +172,11 @@ def note(trial: FrozenTrial, max_length: int) -> str:
         max_length: in characters; rows that would go beyond it are left out, and a last line says so.
     """
     text = f"**{_state(trial)}** {_numbers(trial.values or ())}\n\n{records.reason(trial)}".strip()
-    looks = [look for look in records.looks(trial) if look.layers]
-    if looks:
-        text += f"\n\nLayers at step {looks[-1].step}:\n\n| layer | {' | '.join(_LAYER_METRICS)} | findings |"
+    look = records.last_look(trial)
+    if look is not None and look.layers:
+        text += f"\n\nLayers at step {look.step}:\n\n| layer | {' | '.join(_LAYER_METRICS)} | findings |"
         text += "\n" + "|---" * (len(_LAYER_METRICS) + 2) + "|"
-        for layer in looks[-1].layers:
+        for layer in look.layers:
             numbers = " | ".join(_numbers([getattr(layer, column)]) for column in _LAYER_METRICS)
             row = f"\n| {layer.name} | {numbers} | {', '.join(map(label, layer.findings))} |"
             if len(text) + len(row) > max_length - 50:

@@ -7,7 +7,7 @@ number, and at what moment its points were taken, for MLflow takes equal points 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 __all__ = ["Document", "End", "Ended", "File", "Parent", "State", "Weights", "from_json", "to_json"]
@@ -112,7 +112,8 @@ _KINDS: Mapping[str, type[Document]] = {"trial": Ended, "end": End, "file": File
 def to_json(document: Document) -> dict[str, Any]:
     """As JSON, with its kind."""
     kind = next(name for name, own in _KINDS.items() if isinstance(document, own))
-    return {"kind": kind, **asdict(document)}
+    own = {item.name: getattr(document, item.name) for item in fields(document)}  # `asdict` copies every cell
+    return {"kind": kind, **own, **{name: asdict(own[name]) for name in ("parent", "state") if name in own}}
 
 
 def from_json(value: Mapping[str, Any]) -> Document:

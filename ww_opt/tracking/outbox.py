@@ -148,7 +148,7 @@ class Outbox:
                 waiting = self._waiting[0] if self._waiting else None
             if waiting is None or self.breaker.is_open:
                 return
-            is_done = self.breaker.attempt(partial(self._write, waiting))
+            is_done = self.breaker.attempt(partial(_write, self.runs, waiting))
             with self._lock:
                 if not self._waiting or self._waiting[0] is not waiting:
                     return  # it was let go meanwhile: who takes it up finds that it is there
@@ -195,12 +195,13 @@ class Outbox:
             if id(self._spool) not in left:
                 self._spool.close(remove=True)
 
-    def _write(self, waiting: _Waiting) -> None:
-        value = decoded(waiting.line) if waiting.spool is None else waiting.spool.read(waiting.place)
-        if value is not None:  # damaged since it was written: nothing can be done
-            write(self.runs, from_json(value))
-
     def _failed(self, error: Exception) -> bool:
         self.trouble = trouble(error, self._target.uri, self._target.experiment)
         self._say(f"MLflow could not be written, since {self.trouble.what}.", self.trouble)
         return self.trouble.is_passing
+
+
+def _write(runs: Runs, waiting: _Waiting) -> None:
+    value = decoded(waiting.line) if waiting.spool is None else waiting.spool.read(waiting.place)
+    if value is not None:  # damaged since it was written: nothing can be done
+        write(runs, from_json(value))
