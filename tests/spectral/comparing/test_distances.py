@@ -95,6 +95,14 @@ def test_entries_at_the_limit(way: str) -> None:
     assert found.overshoot > 1.1
 
 
+def test_a_layer_of_short_channels_is_asked_as_a_whole() -> None:
+    W = torch.zeros(1, 64, 5)
+    W[0, :, 0], W[0, :, 1] = torch.linspace(0.5, 1.0, 64), torch.linspace(0.1, 0.2, 64)
+    found = pair(W, W.clamp(-0.75, 0.75))
+    assert found.new.at_limit == pytest.approx(31 / 320)
+    assert found.overshoot == pytest.approx(0.875 / 0.75, rel=0.01)
+
+
 def test_zeros_are_a_share() -> None:
     W = weight(1, 64, 64)
     W[0, :16] = 0.0

@@ -97,16 +97,22 @@ def _is_same(old: Tensor, new: Tensor) -> bool:
     return torch.equal(old.isnan(), new.isnan()) and torch.equal(old.nan_to_num(), new.nan_to_num())
 
 
-def _at_limit(size: Tensor) -> Tensor:
-    """Where absolute values, shape ``(k, rows, columns)``, are the largest of their row, or of all."""
+def _at_limit(size: Tensor) -> tuple[Tensor, int]:
+    """Where absolute values, shape ``(k, rows, columns)``, are the largest of all, or of their row, and how many more.
+
+    Of the two, the one of which more stand there than the one, or the one in each row, that always does.
+    """
     tops = size.amax(dim=(0, 2), keepdim=True)
-    return ((size >= tops * _NEARLY) & (tops > 0)) | (size >= size.max() * _NEARLY)
+    of_all, of_row = (size >= top * _NEARLY for top in (size.max(), tops))
+    of_row &= tops > 0
+    more = int(of_all.sum()) - 1, int(of_row.sum()) - int((tops > 0).sum())
+    return (of_all, more[0]) if more[0] >= more[1] else (of_row, more[1])
 
 
 def _overshoot(old: Tensor, new: Tensor) -> float:
     if not bool(new.any()):
         return math.nan
-    there = _at_limit(new.abs())
+    there, _ = _at_limit(new.abs())
     return float((old[there] / new[there]).mean())
 
 
@@ -135,7 +141,7 @@ def _entries(stack: Tensor) -> Entries:
     return Entries(
         levels=min(found, default=0),
         zeros=float((size == 0).double().mean()),
-        at_limit=max(0, int(_at_limit(size).sum()) - len(channels)) / size.numel(),
+        at_limit=_at_limit(size)[1] / size.numel(),
         largest=top,
     )
 
