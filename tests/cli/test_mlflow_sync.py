@@ -95,7 +95,8 @@ def test_large_weights_stay_where_they_are(ww: Runner) -> None:
     (parent,) = client.search_runs(
         [client.get_experiment_by_name("ww_opt").experiment_id], "tags.`ww_opt.role` = 'study'"
     )
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {"pick.json", "study.png"}
+    sent = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert sent == {"pick.json", "study.png", "report.html"}
     assert parent.data.tags["ww_opt.pick.weights"].startswith("not sent: 0 MB, and no more than 0 MB")
     assert ww("run", TINY, "--n-trials", 1, "--tracking-uri", store, "--register", "net").code == 0
     (version,) = client.search_model_versions("name='net'")

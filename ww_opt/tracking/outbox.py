@@ -204,4 +204,9 @@ class Outbox:
 def _write(runs: Runs, waiting: _Waiting) -> None:
     value = decoded(waiting.line) if waiting.spool is None else waiting.spool.read(waiting.place)
     if value is not None:  # damaged since it was written: nothing can be done
-        write(runs, from_json(value))
+        try:
+            write(runs, from_json(value))
+        except Exception as error:
+            if "UNIQUE constraint" not in str(error):
+                raise
+            write(runs, from_json(value))  # another process wrote the same row just now: this time it is found

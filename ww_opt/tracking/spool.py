@@ -98,11 +98,11 @@ class Spool:
     def adopted(cls, path: Path) -> Spool | None:
         """Take over what another process left; ``None`` where it still holds it, or another took it first."""
         try:
-            file = io.FileIO(path, "r+")
+            file = _opened(path)
         except FileNotFoundError:
             return None
         if not _is_locked(file) or not os.fstat(file.fileno()).st_nlink:
-            file.close()
+            _closed(file)
             return None
         own = cls(path.parent, {})
         own.path, own._file = path, file
@@ -112,7 +112,7 @@ class Spool:
 
     def __del__(self) -> None:
         if (file := getattr(self, "_file", None)) is not None:
-            file.close()  # the file stays, for who comes next
+            _closed(file)  # the file stays, for who comes next
 
     def append(self, record: Mapping[str, Any]) -> Place:
         """Take a record, which a kill of this process does not undo.
@@ -176,27 +176,37 @@ class Spool:
                 with contextlib.suppress(OSError):
                     self.path.unlink(missing_ok=True)
                     self.path.parent.rmdir()
-            self._file.close()
+            _closed(self._file)
             self._file, self._first, self._end = None, 0, 0
             self.path = _fresh(self.path.parent)
 
     def _made(self) -> io.FileIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._others = sum(_size(other) for other in files(self.path.parent) if other != self.path)
-        file = io.FileIO(
-            os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600), "r+"
-        )
+        file = _opened(self.path, os.O_CREAT | os.O_EXCL)
         try:
             _is_locked(file)
             header = encoded(self.header)
             _write(file, 0, header)
         except OSError:
-            file.close()
+            _closed(file)
             self.path.unlink(missing_ok=True)
             raise
         self._first = self._end = len(header)
         self._file = file
         return file
+
+
+def _opened(path: Path, flags: int = 0) -> io.FileIO:
+    """Open a file to read and write; it is not the object's to close, which would complain where it is collected."""
+    return io.FileIO(os.open(path, os.O_RDWR | flags | getattr(os, "O_BINARY", 0), 0o600), "r+", closefd=False)
+
+
+def _closed(file: io.FileIO) -> None:
+    if not file.closed:
+        descriptor = file.fileno()
+        file.close()
+        os.close(descriptor)
 
 
 def _fresh(folder: Path) -> Path:
