@@ -35,6 +35,7 @@ PROMISED = {
     "SpectralPruner",
     "Study",
     "Task",
+    "Together",
     "__version__",
     "add_dropout",
     "by_block",
