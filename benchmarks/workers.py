@@ -2,6 +2,10 @@
 
 Four processes share a study of 150 parameters; a trial sleeps. What is not sleep is waiting: for the sampler to think,
 for the storage, for each other.
+
+``python -m benchmarks.workers efficiency [URL ...]``: 1, 2 and 4 processes on trials of one second of sleep and ten
+parameters, over a journal, SQLite and the storages that are named; share of the time from the first ask to the last
+answer that is not waiting.
 """
 
 from __future__ import annotations
@@ -10,16 +14,20 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution
-from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from ww_opt import LayerwiseSampler
-from ww_opt.study.storages import open_storage
+from ww_opt.study.budget import AtWork, NoneLeft
+from ww_opt.study.shared_storage import stamps
+from ww_opt.study.storages import open_storage, shown
 
 N_WORKERS, N_TRIALS, N_LABELS = 4, 200, 50
 SECONDS = 5.0
@@ -55,9 +63,51 @@ def _work(place: str, name: str, number: int) -> None:
         waited = time.perf_counter() - started
 
 
+def _take(place: str, name: str, number: int, n_trials: int) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = RandomSampler(seed=number)
+    study = optuna.create_study(study_name=name, storage=open_storage(place), sampler=sampler, load_if_exists=True)
+    with AtWork(study, n_trials), suppress(NoneLeft):
+        while True:
+            trial = study.ask()
+            for own in range(10):
+                trial.suggest_float(f"lr/{own}", 1e-4, 1e-1, log=True)
+            time.sleep(1.0)
+            study.tell(trial, 1.0)
+
+
+def efficiency(places: Sequence[str]) -> None:
+    """Print one row a storage and number of workers."""
+    spawn = multiprocessing.get_context("spawn")
+    print("trials of one second\n| storage | workers | trials | not waiting |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for place in (f"{folder}/a.journal", f"sqlite:///{folder}/a.db", *places):
+            for n_workers in (1, 2, 4):
+                n_trials, name = 8 * n_workers, uuid.uuid4().hex
+                study = optuna.create_study(study_name=name, storage=open_storage(place))
+                team = [spawn.Process(target=_take, args=(place, name, own, n_trials)) for own in range(n_workers)]
+                for worker in team:
+                    worker.start()
+                for worker in team:
+                    worker.join()
+                # of each worker by itself, so that starting processes does not count
+                spans: dict[int, list[float]] = {}
+                for trial in study.get_trials(deepcopy=False):
+                    assert trial.datetime_start is not None
+                    assert trial.datetime_complete is not None
+                    times = spans.setdefault(stamps(trial)[-1].process.pid, [])
+                    times += [trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()]
+                busy = n_trials / sum(max(times) - min(times) for times in spans.values())
+                kind = shown(place) if "://" in place and "sqlite" not in place else place.rpartition(".")[2]
+                print(f"| {kind} | {n_workers} | {n_trials} | {busy:.1%} |", flush=True)
+
+
 def main() -> None:
     """Print one row a sampler and storage."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if sys.argv[1:2] == ["efficiency"]:
+        efficiency(sys.argv[2:])
+        return
     spawn = multiprocessing.get_context("spawn")
     print(f"{N_WORKERS} workers, {N_TRIALS} trials of {SECONDS:g} s, {len(SPACE)} parameters")
     print("| sampler | storage | share of the time waiting | last quarter | distinct points |\n|---|---|---|---|---|")

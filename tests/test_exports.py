@@ -36,6 +36,7 @@ PROMISED = {
     "SpectralPruner",
     "Study",
     "Task",
+    "Together",
     "__version__",
     "add_dropout",
     "by_block",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ww_opt.search.rungs import Ranks as Ranks
     from ww_opt.search.sampler import LayerwiseSampler as LayerwiseSampler
     from ww_opt.search.space import LayerwiseSpace as LayerwiseSpace
+    from ww_opt.search.together import Together as Together
     from ww_opt.search.transfer import carried_over as carried_over
     from ww_opt.spectral.comparing.comparison import compare as compare
     from ww_opt.spectral.scores import SCORES as SCORES
@@ -56,6 +57,7 @@ _HOME = {
     "SpectralPruner": "search.pruner",
     "Study": "study.study",
     "Task": "training.task",
+    "Together": "search.together",
     "add_dropout": "training.dropout",
     "by_block": "training.labels",
     "by_depth": "training.labels",

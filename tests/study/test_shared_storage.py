@@ -13,7 +13,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, PendingRollbackError
 
 from benchmarks.storage_writes import measure
 from ww_opt.study.patience import Patience, is_lost
@@ -158,6 +158,7 @@ def of_sqlite(text: str) -> StorageInternalError:
         (lambda: operational("disk full", "53100"), False),
         (lambda: operational("password authentication failed"), False),
         (lambda: operational('database "x" does not exist'), False),
+        (lambda: wrapped(PendingRollbackError("Can't reconnect until invalid transaction is rolled back")), True),
         (lambda: of_sqlite("database is locked"), True),
         (lambda: of_sqlite("database or disk is full"), False),
         (lambda: of_sqlite("attempt to write a readonly database"), False),

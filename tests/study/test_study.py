@@ -283,6 +283,13 @@ class TestWeights:
         run(replace(study, n_trials=2), open_study(study, url), tmp_path)
         assert weights_file(tmp_path, 1).is_file()
 
+    def test_what_a_killed_process_left_half_written_is_removed_once_it_is_old(self, tmp_path: Path) -> None:
+        for name, age in (("trial-00007.pt-a.part", 3600.0), ("trial-00008.pt-b.part", 0.0)):
+            (tmp_path / name).touch()
+            os.utime(tmp_path / name, (time.time() - age,) * 2)
+        run(quick(n_trials=1), open_study(quick()), tmp_path)
+        assert [file.name for file in tmp_path.glob("*.part")] == ["trial-00008.pt-b.part"]
+
     def test_only_the_best_where_asked(self, tmp_path: Path) -> None:
         study = replace(tiny.STUDY, n_trials=4, keep_weights="best")
         host = open_study(study)

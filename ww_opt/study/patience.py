@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
 __all__ = ["Patience", "is_lost"]
 
@@ -83,6 +83,8 @@ def is_lost(error: BaseException) -> bool:
 def _is_passing(error: BaseException) -> bool:
     if isinstance(error, DBAPIError):
         return _is_passing_of_database(error)
+    if isinstance(error, PendingRollbackError):  # the connection was lost, and Optuna asked again in another way
+        return True
     kind = type(error)
     if kind.__module__.startswith("redis."):
         return kind.__name__ in _OF_REDIS

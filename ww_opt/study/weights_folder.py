@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ __all__ = ["claim", "is_own", "keep_all", "keep_only_best", "pick_file", "save_w
 
 _IDENTITY = "ww_opt:folder:"
 _MARK = ".study"
+_STALE_SECONDS = 600.0
 
 
 def weights_file(directory: Path, number: int) -> Path:
@@ -40,6 +43,7 @@ def claim(directory: Path, host: optuna.Study) -> None:
         ValueError: the folder is another study's.
     """
     mark = directory / _MARK
+    _tidy(directory)
     if not mark.exists():
         directory.mkdir(parents=True, exist_ok=True)
         identity = uuid.uuid4().hex
@@ -61,6 +65,14 @@ def is_own(directory: Path, host: optuna.Study) -> bool:
     """Whether a folder is marked as this study's; nothing is written."""
     mark = directory / _MARK
     return mark.is_file() and _IDENTITY + mark.read_text(encoding="utf-8") in host.user_attrs
+
+
+def _tidy(directory: Path) -> None:
+    """Remove what killed processes left half written; the young may be another process's that writes just now."""
+    for left in directory.glob("*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                left.unlink()
 
 
 def save_weights(model: nn.Module, target: Path) -> None:

@@ -19,7 +19,9 @@ from ww_opt.study.budget import n_finished, turn_name
 from ww_opt.study.crew import Crew, n_threads
 from ww_opt.study.endings import NOTHING_LEFT, Observer, is_exhausted
 from ww_opt.study.faults import is_bad_input
+from ww_opt.study.patience import Patience
 from ww_opt.study.references import load_study
+from ww_opt.study.secrets import shown
 from ww_opt.study.stale import requeue_stale
 from ww_opt.study.study import Study, open_study, run
 from ww_opt.study.turns import turn
@@ -163,7 +165,9 @@ def _work(job: Job, worker: int, team: _Team) -> None:
         study = job.study()
         if study.timeout is not None:
             study = replace(study, timeout=max(team.ends_at - time.time(), 1e-3))
-        host = open_study(study, job.storage, worker=worker, is_checked=True)
+        # the parent has opened it: where it cannot be reached now, it will be
+        patience = Patience(shown(job.storage))
+        host = patience.tried(lambda _: open_study(study, job.storage, worker=worker, is_checked=True))
         if who := run(study, host, job.directory, may_start=lambda: not team.is_over.value):
             _stopped(team, who)
     except KeyboardInterrupt:
