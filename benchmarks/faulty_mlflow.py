@@ -1,8 +1,9 @@
 """MLflow's own server on SQLite, with faults at hand: ``python -m benchmarks.faulty_mlflow FOLDER``.
 
 It prints its address, and then takes the name of a fault a line: ``none``, ``down`` (connections are refused),
-``errors`` (30 % of the calls are answered with 500, half of these after they were done), ``hang`` (no call is ever
-answered), ``slow`` (each takes two seconds more).
+``errors`` (30 % of the calls are answered with 500, half of these after they were done), ``unheard`` (every second
+call that makes something new is done and answered with 500), ``hang`` (no call is ever answered), ``slow`` (each takes
+two seconds more).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 __all__ = ["FAULTS", "FaultyMLflow"]
 
-FAULTS = ("none", "down", "errors", "hang", "slow")
+FAULTS = ("none", "down", "errors", "unheard", "hang", "slow")
 _SHARE = 0.3
 
 Start = Callable[..., Any]
@@ -64,6 +65,7 @@ class FaultyMLflow:
         self._app = app
         self._random = random.Random(0)
         self._fault = "none"
+        self._n_made = 0
         self._release = threading.Event()
         self._server: BaseWSGIServer | None = None
         self._port = 0
@@ -101,8 +103,11 @@ class FaultyMLflow:
         if self._fault == "hang":
             self._release.wait()
             return _unwell(start)
-        if self._fault == "errors" and self._random.random() < _SHARE:
-            if self._random.random() < 0.5:  # it was done, but nobody hears of it
+        is_made = environ["PATH_INFO"].endswith("create")
+        self._n_made += is_made
+        is_unheard = self._fault == "unheard" and is_made and self._n_made % 2 == 1
+        if is_unheard or (self._fault == "errors" and self._random.random() < _SHARE):
+            if is_unheard or self._random.random() < 0.5:  # it is done, but nobody hears of it
                 b"".join(self._app(environ, _unheard))
             return _unwell(start)
         return self._app(environ, start)

@@ -24,6 +24,7 @@ from benchmarks.faulty_mlflow import FaultyMLflow
 from ww_opt.reporting import summary
 from ww_opt.search import records
 from ww_opt.tracking import outbox
+from ww_opt.tracking.contents import Contents
 from ww_opt.tracking.mlflow import MLflowCallback, Weights
 from ww_opt.tracking.outbox import Target
 from ww_opt.tracking.replay import headers, replay
@@ -204,6 +205,18 @@ def test_one_that_answers_with_500_now_and_then(faulty: FaultyMLflow, name: str)
     check_exactly_once(faulty.address, name, study)
 
 
+def test_one_that_makes_runs_and_does_not_say_so(faulty: FaultyMLflow, name: str) -> None:
+    faulty.fault("unheard")
+    callback = MLflowCallback(faulty.address, name, weights=Weights(lambda _: Path(__file__), register=name[:20]))
+    study = tuned(callback)
+    contents = Contents(weights=Path(__file__))
+    assert callback.finish(study, timeout=300, contents=contents) == 0
+    assert faulty.calls.count("POST /api/2.0/mlflow/runs/create") == N_TRIALS + 1, "none was asked for twice"
+    faulty.fault("none")
+    check_exactly_once(faulty.address, name, study)
+    assert len(MlflowClient(faulty.address).search_model_versions(f"name='{name[:20]}'")) == 1
+
+
 def test_one_that_hangs(faulty: FaultyMLflow, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     faulty.fault("hang")
@@ -242,14 +255,14 @@ def test_a_replay_changes_nothing(faulty: FaultyMLflow, name: str) -> None:
     content = file.read_bytes()
     assert sync(name) == 0
     client, parent, _ = tree(faulty.address, name)
-    client.set_tag(parent.info.run_id, "ww_opt.pick", "of a later end")
+    client.set_tag(parent.info.run_id, "mlflow.note.content", "of a later end")
     client.set_tag(parent.info.run_id, "ww_opt.as_of", str(2**50))
     n = len(faulty.calls)
     file.parent.mkdir()
     file.write_bytes(content)
     assert sync(name) == 0
     check_exactly_once(faulty.address, name, study)
-    assert tree(faulty.address, name)[1].data.tags["ww_opt.pick"] == "of a later end"
+    assert tree(faulty.address, name)[1].data.tags["mlflow.note.content"] == "of a later end"
     assert not [call for call in faulty.calls[n:] if "create" in call or "PUT" in call]
 
 
@@ -423,8 +436,6 @@ def test_the_best_weights_take_the_place_of_the_ones_before(faulty: FaultyMLflow
     (tmp_path / "down").mkdir()
     assert content("best/weights.pt") == b"w" * 4, "of trial 3: those of the best, 5, are too large"
     assert [file.path for file in client.list_artifacts(parent.info.run_id, "best")] == ["best/weights.pt"]
-    from ww_opt.tracking.contents import Contents
-
     for _ in range(2):
         assert callback.finish(study, timeout=300, contents=Contents(weights=weights(5))) == 0
     assert content("best/weights.pt") == b"w" * 500, "asked for by its name, it is sent"
