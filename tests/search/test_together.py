@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def _work(rank: int, folder: Path) -> None:
             study.tell(trial, said["value"], state=state)
         found.append(said)
     (folder / f"{rank}.json").write_text(json.dumps(found))
+    distributed.barrier()  # nobody hangs up on who still talks
     distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort an interpreter that ends: no matter of ours
 
 
 @pytest.fixture(scope="module")
