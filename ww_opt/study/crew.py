@@ -114,9 +114,7 @@ class Crew:
             since = trial.datetime_start
             if not pids or since is None or time.time() - since.timestamp() < self._limit + _OVERDUE_SECONDS:
                 continue
-            reason = (
-                f"it took longer than the {self._limit:g} seconds that a trial may; its process had to be killed"
-            )
+            reason = f"it took longer than the {self._limit:g} seconds that a trial may; its process had to be killed"
             try:
                 host._storage.set_trial_user_attr(trial._trial_id, *records.as_attribute("reason", reason))
                 host._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
