@@ -25,6 +25,7 @@ __all__ = ["Outbox", "Target"]
 _VERSION = 1
 _PATIENCE = 3  # failures in a row before nothing is tried for a while
 _PAUSE = 20.0
+_RACES = ("UNIQUE constraint", "No tag with name")
 _MAX_MEMORY = 64 * 2**20
 
 
@@ -207,6 +208,6 @@ def _write(runs: Runs, waiting: _Waiting) -> None:
         try:
             write(runs, from_json(value))
         except Exception as error:
-            if "UNIQUE constraint" not in str(error):
+            if not any(words in str(error) for words in _RACES):
                 raise
-            write(runs, from_json(value))  # another process wrote the same row just now: this time it is found
+            write(runs, from_json(value))  # another process wrote or removed the same just now: this time it is seen
