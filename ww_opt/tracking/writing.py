@@ -82,7 +82,7 @@ def _write_end(runs: Runs, document: End) -> None:
     if not _is_news(parent, moment + 1):
         return
     for name in [name for name in known.tags if name.startswith(_COUNTED) and name not in document.tags]:
-        ask(runs.client.delete_tag, run_id, name)  # of an earlier pick
+        _untag(runs, run_id, name)  # of an earlier pick
     for path in document.files:
         _send(runs, parent, File(document.parent, path))
     if document.state.weights is not None:
@@ -128,10 +128,18 @@ def _mark_best(runs: Runs, parent: Run, number: str) -> None:
     best = str(found[0].info.run_id)
     for run in runs.find(study_id, {"ww_opt.best": "true"}):
         if run.info.run_id != best:
-            ask(runs.client.delete_tag, run.info.run_id, "ww_opt.best")
+            _untag(runs, run.info.run_id, "ww_opt.best")
     ask(runs.client.set_tag, best, "ww_opt.best", "true")
     tags = [RunTag("ww_opt.best_trial", number), RunTag("ww_opt.best_run_id", best)]
     ask(runs.client.log_batch, parent.info.run_id, tags=tags)
+
+
+def _untag(runs: Runs, run_id: str, name: str) -> None:
+    try:
+        ask(runs.client.delete_tag, run_id, name)
+    except MlflowException as error:  # another worker was quicker, or it was done and not told
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def _send(runs: Runs, parent: Run, document: File) -> None:
