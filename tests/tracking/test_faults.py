@@ -368,7 +368,7 @@ import optuna
 sys.path.insert(0, {root!r})
 from tests.tracking.test_faults import objective
 from ww_opt.tracking.mlflow import MLflowCallback
-callback = MLflowCallback({address!r}, {name!r}, tell=lambda _: None)
+callback = MLflowCallback({address!r}, {name!r}, tell=print)
 study = optuna.create_study()  # in memory: nothing else has the records
 def kill(study, trial):
     if trial.number == 2:
@@ -377,18 +377,31 @@ study.optimize(objective, 5, callbacks=[callback, kill])
 """
 
 
-@pytest.mark.parametrize("how", ["killed", "ended without a word"])
+def left_to_itself(faulty: FaultyMLflow, name: str, end: str) -> subprocess.CompletedProcess[str]:
+    """Three trials in a process that never calls ``finish``."""
+    code = KILLED.format(root=str(ROOT), address=faulty.address, name=name, end=end)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("how", ["killed", "ended"])
 def test_what_a_process_leaves_needs_no_storage(faulty: FaultyMLflow, name: str, how: str) -> None:
     faulty.fault("down")
-    end = "os.kill(os.getpid(), signal.SIGKILL)" if how == "killed" else "sys.exit(3)"
-    code = KILLED.format(root=str(ROOT), address=faulty.address, name=name, end=end)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = left_to_itself(faulty, name, "os.kill(os.getpid(), 9)" if how == "killed" else "sys.exit(3)")
     assert done.returncode == (-signal.SIGKILL if how == "killed" else 3), done.stderr
+    told = f"3 records are not in MLflow yet: `ww-opt mlflow sync {Path('mlflow-spool').resolve()}`"
+    assert (told in done.stdout) is (how == "ended")
     faulty.fault("none")
     assert sync(name) == 0
     _, parent, children = tree(faulty.address, name)
     assert [run.info.status for _, run in sorted(children.items())] == ["FINISHED", "KILLED", "FINISHED"]
     assert parent.data.tags["ww_opt.best_trial"] == "2"
+
+
+def test_an_interpreter_that_exits_sends_what_waits(faulty: FaultyMLflow, name: str) -> None:
+    done = left_to_itself(faulty, name, "sys.exit(3)")
+    assert (done.returncode, done.stdout) == (3, ""), done.stderr
+    assert not Path("mlflow-spool").exists()
+    assert sorted(tree(faulty.address, name)[2]) == [0, 1, 2]
 
 
 FORKED = """
