@@ -44,6 +44,7 @@ class FaultyMLflow:
     """
 
     def __init__(self, folder: Path, seconds: float = 2.0) -> None:
+        import mlflow
         from mlflow.server import handlers
         from mlflow.server.constants import ARTIFACT_ROOT_ENV_VAR as ROOT
         from mlflow.server.constants import ARTIFACTS_DESTINATION_ENV_VAR as FILES
@@ -59,7 +60,12 @@ class FaultyMLflow:
             import_module("mlflow.server.fastapi_app")  # else the first search does, with the warning
             from mlflow.server import app  # looks at the environment
 
-        vars(handlers).update(_tracking_store=None, _artifact_repo=None)
+        vars(handlers).update(_tracking_store=None, _model_registry_store=None, _artifact_repo=None)
+        handlers._get_tracking_store()
+        handlers._get_model_registry_store()
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # they make their stores those of the whole process
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+        os.environ.pop("MLFLOW_REGISTRY_URI", None)
         self.seconds = seconds
         self.calls: list[str] = []
         self._app = app

@@ -48,6 +48,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyMLflow]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("FILE_STORE", "ARTIFACT_ROOT", "ARTIFACT_DESTINATION", "SERVE_ARTIFACTS"):
             patch.setenv(f"_MLFLOW_SERVER_{name}", "")  # remembered, so that what it sets ends with the tests
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            patch.delenv(name, raising=False)
         make_whole(f"sqlite:///{folder / 'server.db'}")
         running = FaultyMLflow(folder, seconds=0.4)
         yield running
@@ -334,6 +336,18 @@ def test_workers_that_begin_at_once_share_one_parent(
     for worker in workers:
         worker.join(300)
     assert (left, said) == ([0, 0, 0], [])
+    assert MLflowCallback(faulty.address, name).finish(study, timeout=300) == 0
+    check_exactly_once(faulty.address, name, study)
+
+
+@pytest.mark.parametrize("start", [0, 2**45])
+def test_a_trial_that_two_workers_wrote_is_made_one(faulty: FaultyMLflow, name: str, start: int) -> None:
+    callback = MLflowCallback(faulty.address, name)
+    study = tuned(callback)
+    assert callback.finish(study, timeout=300) == 0
+    client, _, children = tree(faulty.address, name)
+    tags = {key: value for key, value in children[2].data.tags.items() if key != "ww_opt.best"}
+    client.create_run(children[2].info.experiment_id, start, tags)  # not whole, in front of the other or behind it
     assert MLflowCallback(faulty.address, name).finish(study, timeout=300) == 0
     check_exactly_once(faulty.address, name, study)
 

@@ -124,9 +124,13 @@ class Runs:
 
     @quiet()
     def recall(self, study_id: str) -> set[int]:
-        """Learn which trials MLflow has whole."""
-        found = (run for run in self.find(study_id) if run.info.status != "RUNNING")
-        return {int(run.data.tags["ww_opt.trial"]) for run in found if "ww_opt.trial" in run.data.tags}
+        """Learn which trials MLflow has whole; what several workers wrote at the same time is made one."""
+        found: dict[int, list[Run]] = {}
+        for run in self.find(study_id):
+            if "ww_opt.trial" in run.data.tags:
+                found.setdefault(int(run.data.tags["ww_opt.trial"]), []).append(run)
+        kept = {number: self._one_of(runs) for number, runs in found.items()}
+        return {number for number, run in kept.items() if run is not None and run.info.status != "RUNNING"}
 
     def find(self, study_id: str, tags: Mapping[str, str] | None = None) -> list[Run]:
         """All runs of a study that have these tags, in an order that all processes see alike."""
@@ -191,9 +195,15 @@ class Runs:
         return ask(self.client.get_run, str(found["run"]["info"]["run_id"]))
 
     def _one_of(self, found: list[Run]) -> Run | None:
-        """The first of the runs of one thing; what the others have goes to it, and they go."""
+        """The first of the runs of one thing; what the others have goes to it, and they go.
+
+        A whole trial stays as long as the one before it is not whole: whoever writes that one may have died.
+        """
         for other in found[1:]:
-            _move(self, other, found[0])
+            if "ww_opt.trial" not in other.data.tags:
+                _move(self, other, found[0])
+            elif found[0].info.status != "RUNNING" or other.info.status == "RUNNING":
+                ask(self.client.delete_run, other.info.run_id)  # whoever is writing it finds the first one then
         return found[0] if found else None
 
 

@@ -95,6 +95,7 @@ def _write_end(runs: Runs, document: End) -> None:
     for part in _parts([RunTag(name, value) for name, value in own.items()]):
         ask(runs.client.log_batch, run_id, tags=part)
     ask(runs.client.set_terminated, run_id, "FINISHED", moment)
+    runs.recall(document.parent.id)  # trials that workers wrote at the same time are made one
 
 
 def _is_news(parent: Run, moment: int) -> bool:
